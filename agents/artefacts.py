@@ -1,0 +1,124 @@
+"""What a worker loads before it consumes: thresholds, registry versions, field mapping and decoder."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+import orjson
+
+from agents.clusters.files import RegistryError, load_registry, packaged_registry
+from agents.event_decoder import load_decoder
+from agents.settings import Settings, SettingsError
+from streams import topics
+from streams.decoding import Decoded, Decoder, Rejected, decode_event
+from streams.mapping import FieldMapping, MappingError, parse_mapping
+from streams.records import WatchEvent
+from streams.registry import Registry
+from streams.trigger import Policy, Thresholds, ThresholdsError, read_thresholds
+from streams.watch import WatchConfiguration
+
+
+def load_thresholds(path: Path) -> Thresholds:
+    """The calibrated artefact at `path`, or the packaged one. Raises SettingsError."""
+    try:
+        if path == Path():
+            text = resources.files("agents.data").joinpath("thresholds.json").read_bytes()
+        else:
+            text = path.read_bytes()
+        return read_thresholds(orjson.loads(text))
+    except (OSError, ValueError, ThresholdsError) as error:
+        raise SettingsError(f"PERSONAS_THRESHOLDS={path}: {error}") from error
+
+
+def load_current_registry(settings: Settings) -> Registry:
+    """The registry snapshot that the settings name, or the packaged demo registry. Raises SettingsError."""
+    try:
+        return packaged_registry() if settings.registry == Path() else load_registry(settings.registry)
+    except RegistryError as error:
+        raise SettingsError(f"PERSONAS_REGISTRY={settings.registry}: {error}") from error
+
+
+def registry_versions(settings: Settings, current: Registry) -> Callable[[int], Registry]:
+    """Registry by version: the current one, or an older one from a folder beside it."""
+
+    @functools.cache
+    def version(number: int) -> Registry:
+        if number == current.version:
+            return current
+        if settings.registry != Path():
+            for folder in sorted(settings.registry.resolve().parent.iterdir()):
+                if (folder / "manifest.json").is_file():
+                    found = load_registry(folder)
+                    if found.version == number:
+                        return found
+        raise SettingsError(
+            f"registry version {number} is in force for events still to be read, but only version {current.version} is "
+            f"here: put the folder of version {number} beside PERSONAS_REGISTRY={settings.registry}"
+        )
+
+    return version
+
+
+@dataclass(frozen=True, slots=True)
+class EventFormat:
+    """How the operator's events are read: their decoder and field mapping, None for our own JSON."""
+
+    mapping: FieldMapping | None
+    decoder: Decoder | None
+
+    def decode(self, value: bytes | None, key: bytes | None, append_time: int) -> Decoded[WatchEvent] | Rejected:
+        """The event in a record, by the strict rules of `streams.decoding`."""
+        return decode_event(value, key, append_time=append_time, mapping=self.mapping, decoder=self.decoder)
+
+    def key_of(self, value: bytes) -> bytes | None:
+        """The key that a record of this value should have: its user id, None where it has none."""
+        try:
+            data = orjson.loads(value) if self.decoder is None else dict(self.decoder(value))
+        except Exception:  # whatever the operator's decoder raises: the record is rejected when it is decoded
+            return None
+        if not isinstance(data, dict):
+            return None
+        user_id = (self.mapping.apply(data) if self.mapping else data).get("user_id")
+        return user_id.encode() if isinstance(user_id, str) else None
+
+
+def load_format(settings: Settings) -> EventFormat:
+    """The operator's field mapping and decoder. Raises SettingsError."""
+    mapping: FieldMapping | None = None
+    if settings.field_mapping != Path():
+        try:
+            mapping = parse_mapping(settings.field_mapping.read_bytes())
+        except (OSError, MappingError) as error:
+            raise SettingsError(f"PERSONAS_FIELD_MAPPING={settings.field_mapping}: {error}") from error
+    return EventFormat(mapping, load_decoder(settings.event_decoder) if settings.event_decoder else None)
+
+
+def load_policy(settings: Settings) -> Policy:
+    """What the operator decided about refreshes."""
+    return Policy(
+        first_persona_after=settings.first_persona_after,
+        template_after=settings.template_after,
+        maximum_age_days=settings.maximum_age_days,
+        request_expires_ms=settings.request_expires_minutes * 60_000,
+    )
+
+
+def load_configuration(
+    settings: Settings, topic_ids: Mapping[str, str], registry: Registry | None = None
+) -> tuple[WatchConfiguration, Registry]:
+    """What every watch handler works with, and the registry version to adopt. `topic_ids`: unprefixed name -> id."""
+    registry = load_current_registry(settings) if registry is None else registry
+    configuration = WatchConfiguration(
+        topic=settings.topic_prefix + topics.WATCH_EVENTS,
+        topic_id=topic_ids[topics.WATCH_EVENTS],
+        positions_id=topic_ids[topics.WATCH_POSITIONS],
+        thresholds=load_thresholds(settings.thresholds),
+        policy=load_policy(settings),
+        decode=load_format(settings).decode,
+        registry_of=registry_versions(settings, registry),
+    )
+    return configuration, registry

@@ -1,0 +1,72 @@
+"""What a viewer's controls do to their state: pure, applied at the recorded position."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from streams.identifiers import video_key
+from streams.interests import retract, seat
+from streams.records import Command, ControlKind, UserControl
+from streams.state import EMPTY, HIDDEN, OPTED_OUT, PINNED, State, members, reset
+
+
+def apply_control(state: State, control: UserControl) -> tuple[State, Command | None]:
+    """The state after a control, and what it asks of the persona app (None: nothing).
+
+    Erasing, opting out and clearing the history start a new epoch; what was counted is gone, markers stay.
+    """
+    kind = control.kind
+    if kind is ControlKind.ERASE:
+        return _forgotten(state, flags=0), Command.ERASE
+    if kind is ControlKind.OPT_OUT:
+        return _forgotten(state, flags=OPTED_OUT), Command.OPT_OUT
+    if kind is ControlKind.OPT_IN:
+        state["flags"] = int(state["flags"]) & ~OPTED_OUT
+        return state, None
+    if kind is ControlKind.CLEAR_HISTORY:
+        cleared = _forgotten(state, flags=int(state["flags"]))
+        cleared["hidden"], cleared["pinned"] = state["hidden"], state["pinned"]
+        for cluster in sorted(members(state["pinned"])):
+            seat(cleared, cluster)
+        return cleared, Command.ERASE
+    if int(state["flags"]) & OPTED_OUT:
+        return state, None
+    if kind is ControlKind.FORGET_VIDEO:
+        _forget_video(state, video_key(control.video_id or ""))
+    else:
+        _list_control(state, kind, control.cluster_id if control.cluster_id is not None else EMPTY)
+    return state, Command.REFRESH if state["student_sequence"] else None
+
+
+def _forgotten(state: State, *, flags: int) -> State:
+    return reset(state, epoch=int(state["epoch"]) + 1, flags=flags)
+
+
+def _list_control(state: State, kind: ControlKind, cluster: int) -> None:
+    """Hiding lifts a pin and the other way round; a full list drops its oldest entry."""
+    hidden = [c for c in state["hidden"].tolist() if c not in (EMPTY, cluster)]
+    pinned = [c for c in state["pinned"].tolist() if c not in (EMPTY, cluster)]
+    if kind is ControlKind.HIDE:
+        hidden.append(cluster)
+    if kind is ControlKind.PIN:
+        pinned.append(cluster)
+        seat(state, cluster)
+    state["hidden"] = _padded(hidden, HIDDEN)
+    state["pinned"] = _padded(pinned, PINNED)
+
+
+def _padded(ids: list[int], size: int) -> list[int]:
+    kept = ids[-size:]
+    return kept + [EMPTY] * (size - len(kept))
+
+
+def _forget_video(state: State, video: int) -> None:
+    """Take back the video's watches among the last events, and every place where it is evidence."""
+    for i in range(int(state["ring_used"])):
+        if int(state["ring_video"][i]) == video and int(state["ring_cluster"][i]) >= 0:
+            retract(state, int(state["ring_cluster"][i]), float(state["ring_weight"][i]), int(state["ring_ts"][i]))
+            state["ring_weight"][i] = 0
+            state["ring_video"][i] = 0
+    hit = state["evidence_video"] == np.uint64(video)
+    state["evidence_video"][hit] = 0
+    state["evidence_ts"][hit] = 0

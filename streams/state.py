@@ -1,0 +1,170 @@
+"""One viewer's state: a fixed-layout record, so that storing it is copying its bytes.
+
+A state is a 0-dimensional numpy array of dtype `STATE`. Every update works on the array itself, so its stored precision
+is part of the arithmetic: the same events give the same bytes however they are split into batches.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+FORMAT: Final = 1
+"""Version of the layout, first field of every value."""
+
+SLOTS: Final = 24
+"""Clusters held per viewer; the weakest makes room for a new one."""
+RING: Final = 16
+"""Last events held per viewer, for duplicates, heartbeats and retraction."""
+EVIDENCE: Final = 2
+HIDDEN: Final = 16
+PINNED: Final = 8
+EMPTY: Final = -1
+
+OPTED_OUT: Final = 1
+"""Flag: nothing of this viewer is counted."""
+BOOTSTRAPPED: Final = 2
+"""Flag: history was loaded since the last request; the end of the load requests one persona."""
+
+State: TypeAlias = npt.NDArray[np.void]
+
+STATE: Final = np.dtype(
+    [
+        ("format", "<u2"),
+        ("flags", "<u2"),
+        ("epoch", "<u4"),  # grows with every erasure
+        ("sequence", "<u4"),  # requests emitted, removals included
+        ("student_sequence", "<u4"),  # sequence of the first request above the student's gate; 0: none yet
+        # Applied markers: an input record at or before its marker was applied already.
+        ("watch_topic", "<u8"),
+        ("watch_partition", "<i4"),
+        ("audience", "<u4"),
+        ("watch_offset", "<i8"),
+        ("control_topic", "<u8"),
+        ("control_offset", "<i8"),
+        # What was counted.
+        ("events", "<u4"),
+        ("qualifying", "<u4"),
+        ("first_ts", "<i8"),
+        ("last_ts", "<i8"),
+        ("evidence_mass", "<f8"),  # sum of positive weights, never decayed
+        ("long_squares", "<f8"),  # decayed sum of squared weights, for the effective sample size
+        ("short_squares", "<f8"),
+        ("unassigned", "<f8"),
+        ("locale", "S8"),
+        # The session in progress.
+        ("session_key", "<u8"),
+        ("session_ts", "<i8"),
+        # The reference is the distribution of the last request emitted.
+        ("reference_prior", "<f8"),  # weight of the global prior in it
+        ("reference_n_eff", "<f8"),
+        ("reference_mass", "<f8"),  # evidence_mass at that request
+        ("request_ts", "<i8"),
+        ("since_request", "<u4"),  # qualifying watches since
+        ("follow_up", "<u4"),  # qualifying watches until the follow-up; 0: none due
+        # The detector (Page-Hinkley on surprise).
+        ("last_cluster", "<i4"),
+        ("runs", "<u4"),
+        ("surprise_mean", "<f8"),
+        ("surprise_sum", "<f8"),
+        # Controls.
+        ("hidden", "<i4", (HIDDEN,)),
+        ("pinned", "<i4", (PINNED,)),
+        # Clusters, one slot each.
+        ("cluster", "<i4", (SLOTS,)),
+        ("short", "<f4", (SLOTS,)),
+        ("long", "<f4", (SLOTS,)),
+        ("negative", "<f4", (SLOTS,)),
+        ("reference", "<f4", (SLOTS,)),
+        ("in_session", "<f4", (SLOTS,)),
+        ("valid_from", "<i8", (SLOTS,)),  # when the interest entered the persona; 0: it is not in it
+        ("evidence_video", "<u8", (SLOTS, EVIDENCE)),  # newest first
+        ("evidence_ts", "<i8", (SLOTS, EVIDENCE)),
+        # The last events, newest at ring_next - 1.
+        ("ring_next", "<u4"),
+        ("ring_used", "<u4"),
+        ("ring_key", "<u8", (RING,)),
+        ("ring_video", "<u8", (RING,)),
+        ("ring_ts", "<i8", (RING,)),
+        ("ring_cluster", "<i4", (RING,)),
+        ("ring_weight", "<f4", (RING,)),
+    ]
+)
+
+_KEPT_ON_RESET: Final = (
+    "format",
+    "epoch",
+    "sequence",
+    "watch_topic",
+    "watch_partition",
+    "watch_offset",
+    "control_topic",
+    "control_offset",
+)
+"""What outlives an erasure: nothing that says what was watched."""
+
+
+class StateError(ValueError):
+    """Stored bytes are not a state this version reads."""
+
+
+def new_state() -> State:
+    """The state of a viewer never seen: zeros, empty slots, markers before every offset."""
+    state: State = np.zeros((), dtype=STATE)
+    state["format"] = FORMAT
+    for name in ("cluster", "hidden", "pinned", "ring_cluster"):
+        state[name] = EMPTY
+    state["last_cluster"] = EMPTY
+    state["watch_offset"] = -1
+    state["control_offset"] = -1
+    return state
+
+
+def to_bytes(state: State) -> bytes:
+    """The stored value: the record's bytes, little-endian."""
+    return state.tobytes()
+
+
+def from_bytes(value: bytes) -> State:
+    """A private, writable copy of a stored value.
+
+    Raises StateError for another length or layout version.
+    """
+    if len(value) != STATE.itemsize:
+        raise StateError(f"state of {len(value)} bytes, expected {STATE.itemsize}: written by another version")
+    state: State = np.frombuffer(value, dtype=STATE).reshape(()).copy()
+    if int(state["format"]) != FORMAT:
+        raise StateError(f"state layout {int(state['format'])}, this version reads {FORMAT}")
+    return state
+
+
+def reset(state: State, *, epoch: int, flags: int = 0) -> State:
+    """An empty state that keeps only markers and the request sequence: the content-free stub of an erased viewer."""
+    stub = new_state()
+    for name in _KEPT_ON_RESET:
+        stub[name] = state[name]
+    stub["epoch"] = epoch
+    stub["flags"] = flags
+    return stub
+
+
+def slot_of(state: State, cluster: int) -> int:
+    """Index of a cluster's slot, or -1."""
+    found = np.nonzero(state["cluster"] == cluster)[0]
+    return int(found[0]) if found.size and cluster >= 0 else -1
+
+
+def clear_slot(state: State, slot: int) -> None:
+    """Empty one slot."""
+    state["cluster"][slot] = EMPTY
+    for name in ("short", "long", "negative", "reference", "in_session", "valid_from"):
+        state[name][slot] = 0
+    state["evidence_video"][slot] = 0
+    state["evidence_ts"][slot] = 0
+
+
+def members(ids: Any) -> frozenset[int]:  # noqa: ANN401
+    """Cluster ids of a `hidden` or `pinned` field."""
+    return frozenset(int(i) for i in ids if i >= 0)

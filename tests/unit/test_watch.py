@@ -1,0 +1,253 @@
+"""What becomes of watch events and controls, one by one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import orjson
+import pytest
+
+from agents.replay import AdoptRegistry, EndBootstrap, Event, Item, ReplayDriver, as_bootstrap
+from streams import topics
+from streams.state import OPTED_OUT, STATE, StateError, from_bytes, new_state, to_bytes
+from streams.watch import MAXIMUM_RECORD_BYTES, Outcome, highest_markers
+from tests.builders import MINUTE, START, control, event, make_configuration, make_registry, watches
+
+DAY = 86_400_000
+REGISTRY = make_registry()
+
+
+async def run(script: list[Item], **policy: Any) -> ReplayDriver:
+    driver = ReplayDriver(make_configuration(REGISTRY, **policy), REGISTRY)
+    await driver.run(script)
+    return driver
+
+
+def requests(driver: ReplayDriver) -> list[dict[str, Any]]:
+    return [orjson.loads(output.value or b"") for output in driver.outputs(topics.REFRESH_REQUESTS)]
+
+
+def count(driver: ReplayDriver, user: str, cluster: int, name: str = "long") -> float:
+    state = from_bytes(driver.states[user])
+    return float(state[name][state["cluster"] == cluster].sum())
+
+
+async def test_the_first_persona_is_requested_at_the_gate_with_its_evidence() -> None:
+    driver = await run(watches("ann", [0, 1] * 10))
+    (request,) = requests(driver)
+    assert (request["rule"], request["sequence"], request["user_id"]) == ("cold_start", 1, "ann")
+    labels = [interest["label"] for interest in request["context"]["interests"]]
+    assert sorted(labels) == ["sourdough baking", "trail running"]
+    for interest in request["context"]["interests"]:
+        assert interest["evidence"][0]["video_id"].startswith(f"c{interest['cluster_id']}v")
+        assert interest["share_bucket"] % 5 == 0
+    assert {novel["cluster_id"] for novel in request["context"]["novel"]}.isdisjoint({0, 1})
+
+
+async def test_below_the_gate_a_template_is_requested_once_where_configured() -> None:
+    assert requests(await run(watches("ann", [0] * 10))) == []
+    driver = await run(watches("ann", [0, 1] * 5), template_after=5)
+    (request,) = requests(driver)
+    assert request["tier_limit"] == "template"
+    assert request["context"]["maturity"] == "cold"
+
+
+async def test_a_shift_of_taste_fires_and_names_what_rose_and_fell() -> None:
+    driver = await run(watches("ann", [0, 1, 0, 1, 2] * 12 + [3, 4, 5, 3, 4] * 12))
+    rules = [request["rule"] for request in requests(driver)]
+    assert rules[0] == "cold_start"
+    assert "drift" in rules
+    drift = requests(driver)[rules.index("drift")]
+    explanation = drift["context"]["explanation"]
+    assert explanation["value"] > explanation["threshold"]
+    assert {row[0] for row in explanation["risen"]} <= {3, 4, 5}
+    assert {row[0] for row in explanation["fallen"]} <= {0, 1, 2}
+    assert explanation["divergence"] > 0
+    assert rules[rules.index("drift") + 1] == "follow_up"
+
+
+async def test_maximum_age_fires_on_the_next_event() -> None:
+    log = watches("ann", [0, 1] * 10)
+    later = watches("ann", [0, 1] * 5, start=START + 40 * DAY)
+    driver = await run([*log, *later])
+    assert [request["rule"] for request in requests(driver)] == ["cold_start", "age"]
+    without = await run([*log, *later], maximum_age_days=0)
+    assert [request["rule"] for request in requests(without)] == ["cold_start"]
+
+
+@pytest.mark.parametrize(
+    ("late_days", "outcome"),
+    [(0.001, Outcome.APPLIED), (1, Outcome.LATE), (29, Outcome.LATE), (31, Outcome.DEAD_LETTER)],
+)
+async def test_late_events(late_days: float, outcome: Outcome) -> None:
+    late = event("ann", "c1v0", START + 40 * DAY - int(late_days * DAY), append=START + 40 * DAY)
+    driver = await run([event("ann", "c0v0", START + 40 * DAY), late])
+    assert driver.outcomes[outcome] == (2 if outcome is Outcome.APPLIED else 1)
+    expected = 0.0 if outcome is Outcome.DEAD_LETTER else 2.0 ** (-late_days / 90)
+    assert count(driver, "ann", 1) == pytest.approx(expected, rel=0.01)
+
+
+async def test_an_event_from_the_future_is_clamped_to_its_append_time() -> None:
+    driver = await run([event("ann", "c0v0", START + DAY, append=START)])
+    assert driver.outcomes == {Outcome.CLAMPED: 1}
+    assert int(from_bytes(driver.states["ann"])["last_ts"]) == START
+
+
+async def test_bots_and_tests_are_counted_but_not_applied() -> None:
+    driver = await run([event("ann", "c0v0", START, traffic="bot"), event("ann", "c0v0", START, traffic="test")])
+    assert driver.outcomes == {Outcome.NOT_ORGANIC: 2}
+    assert driver.states == {}
+
+
+async def test_heartbeats_of_one_playback_collapse_to_their_maximum() -> None:
+    beats = [event("ann", "c0v0", START + i, playback_id="p", watch_fraction=f) for i, f in enumerate([0.3, 0.9, 0.5])]
+    driver = await run([*beats])
+    state = from_bytes(driver.states["ann"])
+    assert count(driver, "ann", 0) == pytest.approx(0.9, rel=0.01)
+    assert (int(state["events"]), int(state["qualifying"])) == (1, 1)
+    assert driver.outcomes == {Outcome.APPLIED: 2, Outcome.DUPLICATE: 1}
+
+
+async def test_a_dislike_during_a_playback_is_not_taken_for_a_heartbeat() -> None:
+    play = event("ann", "c0v0", START, playback_id="p", watch_fraction=0.9)
+    dislike = event("ann", "c0v0", START + 1, playback_id="p", action="thumbs_down")
+    driver = await run([play, dislike])
+    assert count(driver, "ann", 0, "negative") == pytest.approx(1.0)
+
+
+async def test_one_session_counts_a_cluster_at_most_four_times() -> None:
+    driver = await run([event("ann", f"c0v{i}", START + i * MINUTE) for i in range(10)])
+    assert 3.5 < count(driver, "ann", 0) <= 4.0
+    spread = await run(watches("ann", [0] * 10))
+    assert count(spread, "ann", 0) > 9
+
+
+async def test_an_unknown_video_is_unassigned_and_noted_once() -> None:
+    driver = await run([event("ann", "new", START + i, title="A title") for i in range(3)])
+    (noted,) = driver.outputs(topics.UNKNOWN_VIDEOS)
+    assert orjson.loads(noted.value or b"")["title"] == "A title"
+    assert driver.unassigned == 3
+    assert float(from_bytes(driver.states["ann"])["unassigned"]) == 3
+
+
+async def test_the_events_own_cluster_wins_where_the_registry_has_it() -> None:
+    driver = await run([event("ann", "c0v0", START, cluster_id=3), event("ann", "c1v0", START + 1, cluster_id=999)])
+    assert count(driver, "ann", 3) > 0
+    assert count(driver, "ann", 0) == 0
+    assert count(driver, "ann", 1) > 0
+
+
+async def test_a_new_registry_version_places_the_video_from_its_position_on() -> None:
+    second = make_registry(version=2, extra={"new": 4})
+    configuration = make_configuration(REGISTRY, second)
+    driver = ReplayDriver(configuration, REGISTRY)
+    await driver.run([event("ann", "new", START), AdoptRegistry(2), event("ann", "new", START + MINUTE)])
+    assert driver.unassigned == 1
+    assert count(driver, "ann", 4) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("value", [None, b"", b"{", b"[]", b"\xff", b"null", b'{"user_id": "ann"}'])
+async def test_bad_records_are_dead_letters_and_the_partition_goes_on(value: bytes | None) -> None:
+    driver = await run([Event(value, b"ann", START), event("ann", "c0v0", START)])
+    assert driver.outcomes == {Outcome.DEAD_LETTER: 1, Outcome.APPLIED: 1}
+    (letter,) = driver.outputs(topics.dead_letters_of(topics.WATCH_EVENTS))
+    document = orjson.loads(letter.value or b"")
+    assert (document["source_partition"], document["source_offset"]) == (0, 0)
+    assert letter.key == b"watch-events/0/0"
+
+
+async def test_an_oversized_record_is_a_dead_letter_with_its_length() -> None:
+    huge = event("ann", "c0v0", START, title="x" * MAXIMUM_RECORD_BYTES)
+    driver = await run([huge])
+    assert driver.dead_letters == {"too_large": 1}
+    (letter,) = driver.outputs(topics.dead_letters_of(topics.WATCH_EVENTS))
+    assert orjson.loads(letter.value or b"")["length"] == len(huge.value or b"")
+
+
+async def test_hidden_interests_leave_and_pinned_ones_stay() -> None:
+    log = watches("ann", [0, 1] * 10)
+    driver = await run([*log, control("ann", "hide", cluster_id=0), control("ann", "pin", START + 1, cluster_id=5)])
+    hidden, pinned = requests(driver)[1:]
+    assert [request["rule"] for request in (hidden, pinned)] == ["control", "control"]
+    assert {interest["cluster_id"] for interest in hidden["context"]["interests"]} == {1}
+    assert 0 in hidden["context"]["avoid"]
+    assert {interest["cluster_id"] for interest in pinned["context"]["interests"]} == {1, 5}
+
+
+async def test_forgetting_a_video_takes_its_watches_and_evidence_back() -> None:
+    driver = await run([*watches("ann", [0, 1] * 4), control("ann", "forget_video", video_id="c0v0")])
+    assert count(driver, "ann", 0) == pytest.approx(3, rel=0.05)
+    fields = from_bytes(driver.states["ann"])
+    kept = [REGISTRY.video_of(int(key)) for key in fields["evidence_video"].reshape(-1) if key]
+    assert kept
+    assert "c0v0" not in kept
+
+
+async def test_opting_out_removes_everything_and_counts_nothing_until_opting_in() -> None:
+    log = watches("ann", [0, 1] * 10)
+    driver = await run([*log, control("ann", "opt_out"), *watches("ann", [2] * 3, start=START + 2 * DAY)])
+    assert driver.outcomes[Outcome.OPTED_OUT] == 3
+    state = from_bytes(driver.states["ann"])
+    assert int(state["flags"]) & OPTED_OUT
+    assert not state["long"].any()
+    removal = requests(driver)[-1]
+    assert (removal["command"], removal["epoch"], removal["context"]) == ("opt_out", 1, None)
+    await driver.run([control("ann", "opt_in", START + 1), *watches("ann", [2], start=START + 3 * DAY)])
+    assert count(driver, "ann", 2) == pytest.approx(1.0)
+
+
+async def test_erasing_leaves_a_stub_without_content_and_raises_the_sequence() -> None:
+    driver = await run([*watches("ann", [0, 1] * 10), control("ann", "erase")])
+    removal = requests(driver)[-1]
+    assert (removal["command"], removal["sequence"], removal["epoch"]) == ("erase", 2, 1)
+    stub, empty = from_bytes(driver.states["ann"]), new_state()
+    kept = {"epoch", "sequence", "watch_topic", "watch_offset", "control_topic", "control_offset"}
+    for name in set(STATE.names or ()) - kept:
+        assert np.array_equal(stub[name], empty[name]), name
+    assert int(stub["watch_offset"]) == 19
+
+
+async def test_clearing_the_history_keeps_what_was_hidden() -> None:
+    script = [
+        *watches("ann", [0] * 5),
+        control("ann", "hide", cluster_id=2),
+        control("ann", "clear_history", START + 1),
+    ]
+    driver = await run(script)
+    state = from_bytes(driver.states["ann"])
+    assert not state["long"].any()
+    assert int(state["hidden"][0]) == 2
+
+
+async def test_loaded_history_requests_one_persona_per_eligible_viewer_at_its_end() -> None:
+    drifting = [0, 1, 2, 0] * 10 + [3, 4, 5] * 10
+    history = [*watches("ann", drifting), *watches("bob", [0, 1] * 20), *watches("cat", [0] * 5)]
+    driver = await run([as_bootstrap(item) for item in history])
+    assert requests(driver) == []
+    await driver.run([EndBootstrap()])
+    found = requests(driver)
+    assert [(request["user_id"], request["rule"]) for request in found] == [
+        ("ann", "cold_start"),
+        ("bob", "cold_start"),
+    ]
+    await driver.run([EndBootstrap()])
+    assert len(requests(driver)) == 2
+
+
+async def test_the_highest_marker_of_a_topic_is_found() -> None:
+    driver = await run([*watches("ann", [0] * 3), *watches("bob", [1] * 2)])
+    assert highest_markers(driver.states.values(), "watch-events") == {0: 4}
+    assert highest_markers(driver.states.values(), "another topic id") == {}
+
+
+def test_a_state_survives_its_bytes_and_refuses_others() -> None:
+    state = new_state()
+    state["events"] = 7
+    assert to_bytes(from_bytes(to_bytes(state))) == to_bytes(state)
+    with pytest.raises(StateError, match="expected"):
+        from_bytes(b"short")
+    state["format"] = 99
+    with pytest.raises(StateError, match="layout 99"):
+        from_bytes(to_bytes(state))
+    assert STATE.itemsize < 2500
