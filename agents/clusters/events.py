@@ -1,0 +1,101 @@
+"""Counts who watched what in an event file, for the clusters' viewers and prior."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import orjson
+
+from agents.clusters.catalogue import CatalogueError
+
+_DELIMITERS: Final = {".csv": ",", ".tsv": "\t"}
+_NOT_WATCHED: Final = frozenset({"skip", "thumbs_down", "not_interested"})
+
+
+@dataclass(frozen=True, slots=True)
+class WatchCounts:
+    """Watches by (viewer number, video id). `bad_lines`: lines without a user_id and video_id."""
+
+    name: str
+    counts: Mapping[tuple[int, str], int]
+    viewers: int
+    bad_lines: int
+
+    @property
+    def total(self) -> int:
+        """All watches."""
+        return sum(self.counts.values())
+
+    def by_cluster(
+        self, clusters: Mapping[str, int], count: int
+    ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
+        """Viewers' shares summed per cluster, (count,), and distinct viewers per cluster, (count,).
+
+        `clusters` gives each video's cluster; watches of videos outside any (missing or negative) are left out.
+        """
+        of_viewer: dict[int, Counter[int]] = {}
+        for (viewer, video_id), watches in self.counts.items():
+            cluster = clusters.get(video_id, -1)
+            if cluster >= 0:
+                of_viewer.setdefault(viewer, Counter())[cluster] += watches
+        shares = np.zeros(count)
+        viewers = np.zeros(count, np.int64)
+        for counter in of_viewer.values():
+            whole = counter.total()
+            for cluster, watches in counter.items():
+                shares[cluster] += watches / whole
+                viewers[cluster] += 1
+        return shares, viewers
+
+
+def read_watches(path: Path) -> WatchCounts:
+    """Count an event file: .csv and .tsv with user_id and video_id columns, everything else JSON lines; .gz may
+    follow.
+
+    Skips and dislikes do not count. Raises CatalogueError if the file cannot be read or has no usable line.
+    """
+    counts: Counter[tuple[int, str]] = Counter()
+    viewers: dict[str, int] = {}
+    bad_lines = 0
+    try:
+        with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as stream:
+            for row in _rows(path, stream):
+                user_id, video_id = row.get("user_id"), row.get("video_id")
+                if not (isinstance(user_id, str) and user_id and isinstance(video_id, str) and video_id):
+                    bad_lines += 1
+                elif row.get("action") not in _NOT_WATCHED:
+                    counts[viewers.setdefault(user_id, len(viewers)), video_id] += 1
+    except (OSError, EOFError, UnicodeDecodeError, csv.Error) as error:
+        raise CatalogueError(f"cannot read the events {path}: {error}") from error
+    if not counts:
+        raise CatalogueError(f"{path} has no usable event ({bad_lines} bad lines); each needs user_id and video_id")
+    return WatchCounts(path.name, counts, len(viewers), bad_lines)
+
+
+def _rows(path: Path, stream: Any) -> Iterator[Mapping[str, Any]]:  # noqa: ANN401
+    suffixes = [suffix.lower() for suffix in path.suffixes if suffix.lower() != ".gz"]
+    delimiter = _DELIMITERS.get(suffixes[-1] if suffixes else "")
+    if delimiter is not None:
+        yield from csv.DictReader(io.TextIOWrapper(stream, encoding="utf-8-sig", newline=""), delimiter=delimiter)
+        return
+    yield from _json_rows(stream)
+
+
+def _json_rows(lines: Iterable[bytes]) -> Iterator[Mapping[str, Any]]:
+    for line in lines:
+        if not line.strip():
+            continue
+        try:
+            row = orjson.loads(line)
+        except orjson.JSONDecodeError:
+            row = None
+        yield row if isinstance(row, dict) else {}
