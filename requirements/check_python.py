@@ -1,4 +1,4 @@
-"""Exits with 0 if the Python that runs this file can run the project, else says what it lacks. Needs nothing installed."""
+"""Exits with 0 if the Python that runs this file can run the project, else says what it lacks. Uses no package."""
 
 import ctypes
 import importlib.util
