@@ -32,7 +32,8 @@ class PositionError(ValueError):
 class Position:
     """Something that takes effect before the watch record at offset `position`.
 
-    source_topic/source_offset: the control record it came from (its topic's id), or "" and -1.
+    source_topic/source_offset: the control record it came from (its topic's id), or "" and -1. registry_lineage:
+    cluster ids of two registries mean the same only if it is equal.
     """
 
     kind: PositionKind
@@ -41,6 +42,7 @@ class Position:
     source_offset: int = -1
     control: UserControl | None = None
     registry_version: int | None = None
+    registry_lineage: str = ""
     schema_version: int = SCHEMA_VERSION
 
 
@@ -107,6 +109,11 @@ class Schedule:
             return None
         self._next += 1
         return self._items[self._next - 1]
+
+    def skip(self, next_offset: int) -> None:
+        """Pass over what took effect before `next_offset` was committed; what is due exactly there may not have."""
+        while self._next < len(self._items) and self._items[self._next].item.position < next_offset:
+            self._next += 1
 
     def waiting(self) -> int | None:
         """Position of the next item, or None."""

@@ -298,7 +298,10 @@ class PersonaNovel:
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """Which model worded the persona and what it cost. Zero tokens means that all wording came from the cache."""
+    """Which model worded the persona and what it cost. Zero tokens means that all wording came from the cache.
+
+    items: texts of the persona (summary, descriptions, reasons); items_cached: those the wording cache had.
+    """
 
     name: str
     version: str
@@ -306,6 +309,8 @@ class Model:
     tokens_in: int
     tokens_out: int
     latency_ms: int
+    items: int = 0
+    items_cached: int = 0
 
 
 @dataclass(frozen=True, slots=True)

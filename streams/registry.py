@@ -42,9 +42,7 @@ class ClusterCard:
 
 @dataclass(frozen=True, slots=True)
 class TextColumn:
-    """Many strings as one UTF-8 blob, (bytes,) uint8; string i is blob[offsets[i]:offsets[i + 1]], (rows +
-    1,) int64.
-    """
+    """Strings as one UTF-8 blob, (bytes,) uint8; string i is blob[offsets[i]:offsets[i + 1]], (rows + 1,) int64."""
 
     blob: npt.NDArray[np.uint8]
     offsets: npt.NDArray[np.int64]
@@ -58,9 +56,7 @@ class TextColumn:
 
 @dataclass(frozen=True, slots=True)
 class Neighbours:
-    """For each cluster the others by centroid cosine, best first: ids (K, M) int32 and cosines (K, M)
-    float32.
-    """
+    """For each cluster the others by centroid cosine, best first: ids (K, M) int32 and cosines (K, M) float32."""
 
     ids: npt.NDArray[np.int32]
     cosines: npt.NDArray[np.float32]
@@ -68,9 +64,7 @@ class Neighbours:
 
 @dataclass(frozen=True, slots=True)
 class VideoTable:
-    """Every known video, by ascending key: keys (V,) uint64, clusters (V,) int32, and the ids and titles of
-    the rows.
-    """
+    """Every known video, by ascending key: keys (V,) uint64, clusters (V,) int32, and the rows' ids and titles."""
 
     keys: npt.NDArray[np.uint64]
     clusters: npt.NDArray[np.int32]
@@ -158,8 +152,7 @@ class Registry:
         return None if row is None else self._videos.titles[row] or None
 
     def similar(self, cluster_id: int) -> Sequence[tuple[int, float]]:
-        """Other clusters as (cluster id, centroid cosine), best first; at most as many as the snapshot
-        stores.
+        """Other clusters as (cluster id, centroid cosine), best first; at most as many as the snapshot stores.
 
         Raises KeyError for a cluster that the registry does not hold.
         """

@@ -28,6 +28,10 @@ UPGRADE_REQUESTS: Final = "persona-upgrade-requests"
 PERSONAS: Final = "personas"
 UNKNOWN_VIDEOS: Final = "unknown-videos"
 ERASURE_RECEIPTS: Final = "erasure-receipts"
+BOOTSTRAP_HEADER: Final = ("personas-bootstrap", b"1")
+"""On watch events of a history being loaded: counted, but no request until the end marker."""
+BOOTSTRAP_END_HEADER: Final = ("personas-marker", b"bootstrap_end")
+"""On a record of each `user-controls` partition: the history is loaded, request one persona per eligible viewer."""
 WATCH_APP: Final = "persona-watch"
 PERSONA_APP: Final = "persona-writer"
 INTERESTS_CHANGELOG: Final = f"{WATCH_APP}-interests-changelog"

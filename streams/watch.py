@@ -52,8 +52,6 @@ LATE_AFTER_MS: Final = 5 * 60_000
 """An event this far behind its viewer's newest one is counted but says nothing to the detector."""
 TOO_LATE_MS: Final = 30 * DAY_MS
 MAXIMUM_RECORD_BYTES: Final = 1_048_576
-BOOTSTRAP_HEADER: Final = "personas-bootstrap"
-"""Header of history being loaded: counted, requests nothing until the load ends."""
 TRACE_HEADERS: Final = frozenset({"traceparent", "tracestate"})
 NOTED_VIDEOS: Final = 100_000
 """Unknown videos remembered so that each is noted once per worker; the topic is compacted, so a repeat is harmless."""
@@ -221,7 +219,7 @@ class WatchHandler:
         if weight < QUALIFYING_WEIGHT or (credited or 0.0) >= QUALIFYING_WEIGHT:
             return outcome
         state["qualifying"] = int(state["qualifying"]) + 1
-        if _is_bootstrap(record.headers):
+        if topics.BOOTSTRAP_HEADER in record.headers:
             state["flags"] = int(state["flags"]) | BOOTSTRAPPED
             return outcome
         if not late:
@@ -406,10 +404,6 @@ def highest_markers(values: Iterable[bytes], topic_id: str) -> dict[int, int]:
 
 def _key_of(text: str) -> int:
     return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little") or 1
-
-
-def _is_bootstrap(headers: Headers) -> bool:
-    return any(name == BOOTSTRAP_HEADER for name, _ in headers)
 
 
 def _describe(state: State, event: WatchEvent) -> None:
