@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import orjson
 
@@ -78,12 +79,10 @@ class EventFormat:
         """The key that a record of this value should have: its user id, None where it has none."""
         try:
             data = orjson.loads(value) if self.decoder is None else dict(self.decoder(value))
-        except Exception:  # whatever the operator's decoder raises: the record is rejected when it is decoded
+            user_id: Any = (self.mapping.apply(data) if self.mapping else data)["user_id"]
+            return bytes(user_id.encode())
+        except Exception:  # whatever the operator's decoder raises or returns: decoding the record says what is wrong
             return None
-        if not isinstance(data, dict):
-            return None
-        user_id = (self.mapping.apply(data) if self.mapping else data).get("user_id")
-        return user_id.encode() if isinstance(user_id, str) else None
 
 
 def load_format(settings: Settings) -> EventFormat:

@@ -21,11 +21,10 @@ from agents.commit import make_durable
 from streams import topics
 from streams.dead_letters import dead_letter
 from streams.decoding import Rejected, decode_control
-from streams.positions import Position, PositionKind, Recorded, Schedule
+from streams.positions import Position, PositionKind, Recorded
 from streams.records import encode
 from streams.registry import Registry
 from streams.watch import (
-    BOOTSTRAP_HEADER,
     Batch,
     Headers,
     InputRecord,
@@ -35,7 +34,6 @@ from streams.watch import (
     WatchHandler,
 )
 
-PARTITION: Final = 0
 YEAR_MS: Final = 366 * 86_400_000
 
 
@@ -121,8 +119,11 @@ class _Broker:
 class ReplayDriver:
     """One worker on one partition. Give it a script with `run`; then read what it put out."""
 
-    def __init__(self, configuration: WatchConfiguration, registry: Registry, *, batch_records: int = 500) -> None:
+    def __init__(
+        self, configuration: WatchConfiguration, registry: Registry, *, partition: int = 0, batch_records: int = 500
+    ) -> None:
         """`batch_records`: most records handled together; any value gives the same states and requests."""
+        self._partition = partition
         self._configuration = configuration
         self._registry = registry
         self._batch_records = batch_records
@@ -195,7 +196,7 @@ class ReplayDriver:
             decoded = decode_control(item.value, item.key, append_time=item.timestamp)
             offset = broker.controls - 1
             if isinstance(decoded, Rejected):
-                letter = dead_letter(decoded, topics.USER_CONTROLS, PARTITION, offset, item.key, item.value)
+                letter = dead_letter(decoded, topics.USER_CONTROLS, self._partition, offset, item.key, item.value)
                 broker.outputs.append(Output(topics.dead_letters_of(topics.USER_CONTROLS), None, encode(letter)))
                 self.dead_letters[decoded.reason] += 1
                 return
@@ -211,15 +212,14 @@ class ReplayDriver:
         self._table = dict(self._broker.changelog)
         self._handler = WatchHandler(
             self._configuration,
-            PARTITION,
+            self._partition,
             self._registry_at(self._broker.committed),
             lambda user_id: self._table.get(user_id.encode()),
             lambda: [key.decode() for key in self._table],
         )
-        self._handler.schedule = Schedule()
         for recorded in self._broker.positions:
-            if recorded.item.position >= self._broker.committed:
-                self._handler.schedule.add(recorded)
+            self._handler.schedule.add(recorded)
+        self._handler.schedule.skip(self._broker.committed)
 
     def _registry_at(self, offset: int) -> Registry:
         versions = [
@@ -236,7 +236,7 @@ class ReplayDriver:
             waiting = broker.events[broker.committed : broker.committed + self._batch_records]
             batch = self._handler.handle(waiting) if waiting else self._handler.handle_due(len(broker.events))
             try:
-                await make_durable(self, PARTITION, batch)
+                await make_durable(self, self._partition, batch)
             except _Killed:
                 self._dying = None
                 self._start()
@@ -290,15 +290,15 @@ def append_times(ts: Sequence[int | None]) -> list[int]:
         if t - limit > YEAR_MS:
             break
         limit = t
-    clock = next((t for t in ts if t is not None and t <= limit), limit)
+    plausible = [t if t is not None and t <= limit else None for t in ts]
+    clock = next((t for t in plausible if t is not None), limit)
     times = []
-    for t in ts:
-        if t is not None and t <= limit:
-            clock = max(clock, t)
+    for own in plausible:
+        clock = clock if own is None else max(clock, own)
         times.append(clock)
     return times
 
 
 def as_bootstrap(event: Event) -> Event:
     """The event as history being loaded."""
-    return replace(event, headers=(*event.headers, (BOOTSTRAP_HEADER, b"1")))
+    return replace(event, headers=(*event.headers, topics.BOOTSTRAP_HEADER))

@@ -114,9 +114,10 @@ async def test_small_reordering_moves_counts_within_tolerance() -> None:
     log = watches("ann", [0, 1, 2, 0, 1, 0] * 20, gap=2000)
     ordered, reordered = ReplayDriver(CONFIGURATION, REGISTRY), ReplayDriver(CONFIGURATION, REGISTRY)
     await ordered.run(log)
-    await reordered.run(
-        [item for i, entry in enumerate(log) for item in ([Reorder(4), entry] if i % 8 == 0 else [entry])]
-    )
+    shuffled: list[Item] = []
+    for i, entry in enumerate(log):
+        shuffled += [Reorder(4), entry] if i % 8 == 0 else [entry]
+    await reordered.run(shuffled)
     expected, found = (from_bytes(driver.states["ann"]) for driver in (ordered, reordered))
     assert reordered.outcomes[Outcome.APPLIED] == len(log)
     for cluster in range(3):

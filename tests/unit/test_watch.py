@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ DAY = 86_400_000
 REGISTRY = make_registry()
 
 
-async def run(script: list[Item], **policy: Any) -> ReplayDriver:
+async def run(script: Sequence[Item], **policy: Any) -> ReplayDriver:
     driver = ReplayDriver(make_configuration(REGISTRY, **policy), REGISTRY)
     await driver.run(script)
     return driver
@@ -209,7 +210,7 @@ async def test_erasing_leaves_a_stub_without_content_and_raises_the_sequence() -
 
 
 async def test_clearing_the_history_keeps_what_was_hidden() -> None:
-    script = [
+    script: list[Item] = [
         *watches("ann", [0] * 5),
         control("ann", "hide", cluster_id=2),
         control("ann", "clear_history", START + 1),

@@ -1,0 +1,5 @@
+"""`python -m agents` is the `personas` command."""
+
+from agents.cli import main
+
+main()

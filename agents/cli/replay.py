@@ -1,0 +1,154 @@
+"""`personas replay`."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from agents.settings import Settings, load_settings
+
+if TYPE_CHECKING:
+    from agents.replay import Event
+    from agents.student_client import StudentClient
+    from streams.registry import Registry
+    from streams.watch import WatchConfiguration
+
+
+@click.command()
+@click.argument("events", type=click.Path(path_type=Path, allow_dash=True, dir_okay=False))
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="Folder for the results.")
+@click.option(
+    "--registry", type=click.Path(path_type=Path, file_okay=False, exists=True), help="Registry to use as is."
+)
+@click.option(
+    "--controls", type=click.Path(path_type=Path, dir_okay=False, exists=True), help="User controls, JSON lines."
+)
+@click.option(
+    "--student",
+    type=click.Choice(["none", "triton"]),
+    default="none",
+    show_default=True,
+    help="none words with templates, deterministically; triton asks the model at PERSONAS_TRITON_URL.",
+)
+@click.option(
+    "--bootstrap", is_flag=True, help="Treat all events as history: one request per eligible viewer at the end."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the summary as one JSON object.")
+def replay(
+    events: Path,
+    out: Path,
+    registry: Path | None,
+    controls: Path | None,
+    student: str,
+    bootstrap: bool,
+    as_json: bool,
+) -> None:
+    """Run an event file (JSON lines, .gz or - for standard input) through the workers' own handlers, with no broker.
+
+    Writes requests.jsonl, personas.jsonl, dead_letters.jsonl and summary.json to the folder. Every input line is in
+    exactly one class of the summary. Two runs over the same file write the same bytes, unless a model words the
+    personas.
+
+    Without --registry (or PERSONAS_REGISTRY) the packaged demo registry is extended by the videos of the file: each is
+    placed at the cluster nearest to its title.
+
+    A line has no append time, so the log's own times stand for it: the latest time seen so far.
+
+    \b
+    personas replay events.jsonl --out out/
+    personas replay history.jsonl.gz --out out/ --bootstrap --json
+    """
+    from agents.artefacts import load_configuration, load_current_registry, load_format
+    from agents.replay_file import events_of, read_lines
+    from streams import topics
+
+    settings = load_settings()
+    if registry is not None:
+        settings = replace(settings, registry=registry)
+    try:
+        lines = read_lines(events)
+        control_lines = read_lines(controls) if controls else []
+    except (OSError, EOFError) as error:
+        raise click.ClickException(f"cannot read {events}: {error}") from error
+    names = {name: name for name in (topics.WATCH_EVENTS, topics.WATCH_POSITIONS)}
+    chosen = load_current_registry(settings)
+    configuration, _ = load_configuration(settings, names, chosen)
+    records = events_of(lines, configuration, load_format(settings).key_of)
+    if settings.registry == Path():
+        chosen = _extended(settings, chosen, records, configuration)
+        configuration, _ = load_configuration(settings, names, chosen)
+    summary = asyncio.run(
+        _run(settings, records, control_lines, configuration, chosen, student == "triton", bootstrap, out)
+    )
+    if as_json:
+        click.echo(json.dumps(summary))
+        return
+    for name, value in summary.items():
+        click.echo(f"{name:24} {value}")
+    click.echo(f"written to {out}/", err=True)
+
+
+async def _run(
+    settings: Settings,
+    records: Sequence[Event],
+    control_lines: Sequence[bytes],
+    configuration: WatchConfiguration,
+    registry: Registry,
+    use_student: bool,
+    bootstrap: bool,
+    out: Path,
+) -> dict[str, object]:
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from agents.replay_file import controls_of, replay_events
+    from agents.student_client import TritonStudent
+
+    student: StudentClient | None = TritonStudent(settings) if use_student else None
+    try:
+        if student is not None and not await student.ready():
+            raise click.ClickException(f"no student at {settings.triton_url}; `personas up --only triton` starts one")
+        console = Console(stderr=True)
+        with Progress(console=console, disable=not console.is_terminal, transient=True) as progress:
+            task = progress.add_task("replaying", total=len(records))
+            replayed = await replay_events(
+                records,
+                controls_of(control_lines),
+                configuration,
+                registry,
+                student=student,
+                bootstrap=bootstrap,
+                progress=lambda done: progress.advance(task, done),
+            )
+    finally:
+        if student is not None:
+            await student.close()
+    replayed.write(out)
+    return replayed.summary
+
+
+def _extended(
+    settings: Settings, registry: Registry, records: Sequence[Event], configuration: WatchConfiguration
+) -> Registry:
+    """The packaged registry with the file's videos placed in it; unchanged if it knows them all."""
+    from agents.clusters.catalogue import Catalogue, Video
+    from agents.clusters.embedding import MiniLM
+    from agents.clusters.extend import extend
+    from agents.clusters.files import PACKAGED, load_snapshot
+    from agents.localstack.assets import tokenizer_path
+    from agents.replay_file import unknown_videos
+
+    unknown = unknown_videos(records, registry, configuration)
+    if not unknown:
+        return registry
+    videos = tuple(Video(video.video_id, video.title or "", video.tags, video.category) for video in unknown)
+    embedder = MiniLM(tokenizer_path(settings, lambda line: print(line, file=sys.stderr)))
+    following = extend(load_snapshot(PACKAGED), Catalogue("replayed events", "", videos), embedder).snapshot
+    return following.registry()

@@ -1,0 +1,73 @@
+"""Plain reads of Kafka logs beside a consumer group: ends, committed offsets, one partition to its end."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient
+
+from agents.kafka_admin import aiokafka_options
+from agents.settings import Settings
+
+
+class KafkaLog:
+    """Reads topics without joining a group. Connects on first use; `close` when done. Topic names are unprefixed."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._consumer: AIOKafkaConsumer | None = None
+        self._connecting = asyncio.Lock()
+        self._reading = asyncio.Lock()  # the one consumer reads one partition at a time
+
+    async def end(self, topic: str, partition: int) -> int:
+        """Offset that the next record of the partition will get."""
+        tp = self._partition(topic, partition)
+        return int((await (await self._connected()).end_offsets([tp]))[tp])
+
+    async def committed(self, group: str, topic: str, partition: int) -> int:
+        """First offset the group has not committed, or the log's beginning. `group` is the full name."""
+        tp = self._partition(topic, partition)
+        admin = AIOKafkaAdminClient(**aiokafka_options(self._settings))
+        await admin.start()
+        try:
+            offsets = await admin.list_consumer_group_offsets(group, partitions=[tp])
+        finally:
+            await admin.close()
+        committed = int(offsets[tp].offset) if tp in offsets else -1
+        beginnings = await (await self._connected()).beginning_offsets([tp])
+        return max(committed, int(beginnings[tp]))
+
+    async def read(self, topic: str, partition: int) -> AsyncIterator[Any]:
+        """Every record from the beginning to the end that the partition has now."""
+        tp = self._partition(topic, partition)
+        consumer = await self._connected()
+        async with self._reading:
+            end = int((await consumer.end_offsets([tp]))[tp])
+            consumer.assign([tp])
+            try:
+                await consumer.seek_to_beginning(tp)
+                while await consumer.position(tp) < end:
+                    for record in (await consumer.getmany(tp, timeout_ms=500)).get(tp, ()):
+                        if record.offset < end:
+                            yield record
+            finally:
+                consumer.unsubscribe()
+
+    async def close(self) -> None:
+        """Disconnect."""
+        if self._consumer is not None:
+            await self._consumer.stop()
+
+    async def _connected(self) -> AIOKafkaConsumer:
+        async with self._connecting:
+            if self._consumer is None:
+                consumer = AIOKafkaConsumer(**aiokafka_options(self._settings), enable_auto_commit=False)
+                await consumer.start()
+                self._consumer = consumer
+            return self._consumer
+
+    def _partition(self, topic: str, partition: int) -> TopicPartition:
+        return TopicPartition(self._settings.topic_prefix + topic, partition)

@@ -1,0 +1,107 @@
+"""The persona app: Faust agents that feed refresh and upgrade requests to the writer, and acknowledge what it finished.
+
+Acknowledgements follow offset order, because Faust can commit past an unfinished record otherwise (faust-streaming #606).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import Any
+
+from agents.faust_apps import create_app, input_record, produce, raw_topic
+from agents.persona_writer import PersonaWriter, WriterConfiguration, WriterStopped
+from agents.settings import Settings
+from agents.stores.ports import PersonaStore
+from agents.student_client import TritonStudent
+from agents.telemetry import Telemetry
+from streams import topics
+from streams.watch import InputRecord, Output
+
+logger = logging.getLogger(__name__)
+
+Submit = Callable[[InputRecord, int], Awaitable[None]]
+
+
+class PersonaApp:
+    """One worker's share of the requests. Make it inside the running loop; `app` is its Faust app."""
+
+    def __init__(self, settings: Settings, store: PersonaStore, telemetry: Telemetry) -> None:
+        self._settings = settings
+        self._student = TritonStudent(settings)
+        self._events: dict[tuple[str, int], dict[int, Any]] = defaultdict(dict)
+        self._writer = PersonaWriter(
+            store,
+            self._student,
+            self._publish,
+            WriterConfiguration(topic_prefix=settings.topic_prefix),
+            lambda: time.time_ns() // 1_000_000,
+            telemetry,
+            self._acknowledge,
+        )
+        self._failing: asyncio.Task[None] | None = None
+        self.app = create_app(settings, topics.PERSONA_APP)
+        requests = raw_topic(self.app, settings, topics.REFRESH_REQUESTS)
+        upgrades = raw_topic(self.app, settings, topics.UPGRADE_REQUESTS)
+        self.app.agent(requests, name="requests")(self._requests)
+        self.app.agent(upgrades, name="upgrades")(self._upgrades)
+        self.app.on_partitions_revoked.connect(self._on_revoked)
+
+    async def start(self) -> None:
+        """Start consuming; a failure of the writer crashes the app."""
+        self._failing = asyncio.create_task(self._crash_with_writer())
+        await self.app.start()
+
+    async def stop(self) -> None:
+        """Finish what was taken within half the shutdown limit, commit it, leave the group."""
+        await self._writer.stop(self._settings.shutdown_seconds / 2)
+        await self.app.stop()
+        await self._student.close()
+        if self._failing is not None:
+            self._failing.cancel()
+
+    def ready(self) -> bool:
+        """Whether requests are answered: student and store respond."""
+        return self._writer.student_available and self._writer.store_available
+
+    async def _requests(self, stream: Any) -> None:  # noqa: ANN401
+        await self._feed(stream, topics.REFRESH_REQUESTS, self._writer.submit)
+
+    async def _upgrades(self, stream: Any) -> None:  # noqa: ANN401
+        await self._feed(stream, topics.UPGRADE_REQUESTS, self._writer.submit_upgrade)
+
+    async def _feed(self, stream: Any, topic: str, submit: Submit) -> None:  # noqa: ANN401
+        async for event in stream.noack().events():
+            message = event.message
+            waiting = self._events[topic, message.partition]
+            waiting[message.offset] = event
+            try:
+                await submit(input_record(message), message.partition)
+            except WriterStopped:
+                waiting.pop(message.offset, None)
+                return
+
+    def _acknowledge(self, topic: str, partition: int, offset: int) -> None:
+        event = self._events[topic, partition].pop(offset, None)
+        if event is not None:
+            event.ack()
+
+    async def _publish(self, outputs: Sequence[Output]) -> None:
+        await produce(self.app, self._settings, outputs)
+
+    async def _on_revoked(self, *arguments: Any, **_: Any) -> None:  # noqa: ANN401
+        revoked: Iterable[Any] = arguments[-1]
+        for tp in revoked:
+            topic = tp.topic.removeprefix(self._settings.topic_prefix)
+            self._events.pop((topic, tp.partition), None)
+            if topic in (topics.REFRESH_REQUESTS, topics.UPGRADE_REQUESTS):
+                await self._writer.revoke(topic, [tp.partition])
+
+    async def _crash_with_writer(self) -> None:
+        try:
+            await self._writer.run()
+        except Exception as error:  # whatever ended the writer ends the worker
+            await self.app.crash(error)

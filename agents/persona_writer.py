@@ -1,0 +1,824 @@
+"""Answers refresh requests: coalesces per viewer, words, stores, publishes, and only then lets an offset go.
+
+    request ──> newest per viewer ──> cache ──> student ──> checked wording ──┐
+                                          └──> template ──────────────────────┴──> store ──> personas ──> done
+
+Plain asyncio over small ports: the Faust app and the replay driver feed the same object. A persona is stored before it
+is published, so a restart publishes the very bytes that were stored.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections import Counter, deque
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from functools import partial
+from hashlib import blake2b
+from typing import Final, TypeAlias, TypeVar
+
+import orjson
+
+from agents.stores.ports import PersonaStore, StoredPersona, StoreError, StoreRejected, StoreUnavailable
+from agents.student_client import Answer, StudentClient, StudentFailed, StudentUnavailable
+from agents.telemetry import (
+    COALESCED,
+    DEAD_LETTERS,
+    PERSONA_SECONDS,
+    PERSONAS,
+    REMOVALS,
+    STORE_SECONDS,
+    STUDENT_CALLS,
+    STUDENT_SECONDS,
+    STUDENT_TOKENS,
+    WORDINGS,
+    AttributeValue,
+    Telemetry,
+)
+from streams import topics
+from streams.dead_letters import dead_letter
+from streams.decoding import Rejected, RejectReason, UnreadableRecordError, decode_persona, decode_request, printable
+from streams.personas import (
+    TEMPLATE_MODEL,
+    ErasureReceipt,
+    Plan,
+    compose,
+    content_keys,
+    context_of,
+    merge,
+    plan,
+    receipt_key,
+    texts_of,
+)
+from streams.prompts import Prompt, build_prompt
+from streams.records import Command, Model, Persona, RefreshRequest, Tier, encode, removal_version
+from streams.watch import Headers, InputRecord, Output
+from streams.wording import (
+    MAXIMUM_INTERESTS,
+    MAXIMUM_NOVEL,
+    Wording,
+    WordingRejected,
+    WordingTask,
+    parse_wording,
+    split_task,
+    task_keys,
+    template_wording,
+)
+
+MAXIMUM_PERSONA_BYTES: Final = 1_000_000
+"""A larger one would be refused by the broker after it was stored."""
+ATTEMPTS: Final = 2
+"""Answers of the student that are looked at, for each text, before a plain one is written."""
+VERSIONS_PER_SEQUENCE: Final = 8
+ERASED_STORES: Final = ("personas_by_user", "persona_history", topics.PERSONAS)
+NO_MODEL: Final = Model("", "", "", 0, 0, 0)
+_REASONS: Final = {Command.ERASE: "erased", Command.OPT_OUT: "opted_out"}
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+Publish: TypeAlias = Callable[[Sequence[Output]], Awaitable[None]]
+"""Produces outputs in order; returns when every one is acknowledged, raises what failed."""
+Done: TypeAlias = Callable[[str, int, int], None]
+"""(topic without prefix, partition, offset): this record and every earlier one of its partition are finished."""
+
+
+class WriterStopped(Exception):  # noqa: N818 - a state of the writer
+    """The writer takes no more records: it was stopped."""
+
+
+class Outcome(StrEnum):
+    """What became of a request; each has exactly one."""
+
+    STUDENT = "student"
+    TEMPLATE = "template"
+    REPUBLISHED = "republished"  # stored by an earlier attempt; the same bytes went out again
+    SUPERSEDED = "superseded"
+    REMOVED = "removed"
+    UPGRADED = "upgraded"
+    NOT_UPGRADED = "not_upgraded"  # the template is gone, or stays
+    DEAD_LETTER = "dead_letter"
+
+
+@dataclass(frozen=True, slots=True)
+class WriterConfiguration:
+    """How the writer behaves.
+
+    look_ahead, upgrade_look_ahead: requests taken and not yet finished; submitting more waits.
+    store_patience_seconds: how long a store may be unavailable before the writer fails.
+    first_pause_seconds, longest_pause_seconds: bounds of the back-off.
+    topic_prefix: put before the source topic in dead letters.
+    student_id: name/version of the student that cached wordings are looked up for until the first answer tells it.
+    """
+
+    look_ahead: int = 64
+    upgrade_look_ahead: int = 4
+    store_patience_seconds: float = 120.0
+    first_pause_seconds: float = 0.2
+    longest_pause_seconds: float = 15.0
+    topic_prefix: str = ""
+    student_id: str = "student/1"
+
+
+class OrderedAcks:
+    """One partition's records: they finish in any order and are reported in offset order. Offsets may have gaps."""
+
+    def __init__(self, report: Callable[[int], None]) -> None:
+        """`report` is called with each offset once it and every earlier one are finished."""
+        self._report = report
+        self._finished: dict[int, bool] = {}  # in offset order
+        self._last = -1
+        self.next_offset: int | None = None
+        """First offset that may not be committed yet; None before the first report."""
+
+    def start(self, offset: int) -> None:
+        """Take a record. Raises ValueError unless its offset is above all before it."""
+        if offset <= self._last:
+            raise ValueError(f"offset {offset} after {self._last}")
+        self._finished[offset] = False
+        self._last = offset
+
+    def finish(self, offset: int) -> None:
+        """Mark a record as finished, and report what is no longer waiting for an earlier one."""
+        self._finished[offset] = True
+        while self._finished:
+            first = next(iter(self._finished))
+            if not self._finished[first]:
+                return
+            del self._finished[first]
+            self.next_offset = first + 1
+            self._report(first)
+
+    def started(self, offset: int) -> bool:
+        """Whether this offset, or a later one, was taken."""
+        return offset <= self._last
+
+
+class Circuit:
+    """Calls of the student. After a failure one caller at a time tries again, with growing pauses; the others wait."""
+
+    def __init__(self, student: StudentClient, configuration: WriterConfiguration, telemetry: Telemetry) -> None:
+        self._student = student
+        self._configuration = configuration
+        self._telemetry = telemetry
+        self._failures = 0
+        self._probing = asyncio.Lock()
+
+    @property
+    def closed(self) -> bool:
+        """Whether the last call reached the student."""
+        return not self._failures
+
+    async def word(self, prompt: Prompt, seed: int) -> Answer:
+        """The student's answer, however long it is unavailable. Raises StudentFailed."""
+        while True:
+            with suppress(StudentUnavailable):
+                if self.closed:
+                    return await self._call(prompt, seed)
+                async with self._probing:
+                    if not self.closed:
+                        await asyncio.sleep(pause_seconds(self._failures, self._configuration))
+                        return await self._call(prompt, seed)
+
+    async def _call(self, prompt: Prompt, seed: int) -> Answer:
+        before, started = self._failures, time.monotonic()
+        try:
+            with self._telemetry.span("student.call"):
+                answer = await self._student.word(prompt, seed=seed)
+        except StudentUnavailable as error:
+            if self.closed:
+                logger.warning("the student is unavailable, requests wait: %s", error)
+            # Calls that were in flight together fail together: that is one failure, not many in a row.
+            self._failures = max(self._failures, before + 1)
+            self._count("unavailable", time.monotonic() - started)
+            raise
+        except StudentFailed:
+            self._failures = 0
+            self._count("failed", time.monotonic() - started)
+            raise
+        if self._failures:
+            logger.info("the student answers again")
+        self._failures = 0
+        self._telemetry.observe(STUDENT_SECONDS, time.monotonic() - started, "answered")
+        self._telemetry.count(STUDENT_TOKENS, answer.tokens_in, "in")
+        self._telemetry.count(STUDENT_TOKENS, answer.tokens_out, "out")
+        return answer
+
+    def _count(self, outcome: str, seconds: float) -> None:
+        self._telemetry.count(STUDENT_CALLS, 1, outcome)
+        self._telemetry.observe(STUDENT_SECONDS, seconds, outcome)
+
+
+def pause_seconds(failures: int, configuration: WriterConfiguration) -> float:
+    """Pause after so many failures in a row: doubled each time up to the longest, times 0.5 to 1 so workers part."""
+    doubled = configuration.first_pause_seconds * 2.0 ** min(failures - 1, 32)
+    pause = min(configuration.longest_pause_seconds, doubled)
+    return pause * random.uniform(0.5, 1.0)  # noqa: S311 - not a secret
+
+
+@dataclass(slots=True)
+class _Intake:
+    """A request topic: its free places, its partitions, and how often each was given up."""
+
+    topic: str
+    slots: asyncio.Semaphore
+    partitions: dict[int, OrderedAcks] = field(default_factory=dict)
+    revocations: Counter[int] = field(default_factory=Counter)
+
+
+@dataclass(eq=False, slots=True)
+class _Job:
+    """A request being answered. landing: past the point where a newer request may cancel it."""
+
+    request: RefreshRequest
+    record: InputRecord
+    partition: int
+    intake: _Intake
+    acks: OrderedAcks
+    landing: bool = False
+    superseded: bool = False
+    task: asyncio.Task[Outcome] | None = None
+
+    @property
+    def is_upgrade(self) -> bool:
+        return self.intake.topic == topics.UPGRADE_REQUESTS
+
+    def yields_to(self, newer: RefreshRequest) -> bool:
+        """A removal never yields: what it removes must go."""
+        return self.request.command is Command.REFRESH and self.request.sequence <= newer.sequence
+
+
+@dataclass(slots=True)
+class _Lane:
+    """One viewer's requests: at most one is being answered."""
+
+    waiting: deque[_Job] = field(default_factory=deque)
+    running: _Job | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Written:
+    """Texts for a whole persona and where they are from. upgrade: the student should word it later."""
+
+    texts: Wording
+    tier: Tier
+    model: Model
+    cached: bool = False
+    rows: Mapping[str, bytes] = field(default_factory=dict)
+    upgrade: bool = False
+
+
+@dataclass(slots=True)
+class _Answers:
+    """The student's texts by key, and what they cost. latency_ms: of the slowest text, as all are asked for at once."""
+
+    texts: dict[str, str] = field(default_factory=dict)
+    model: Model = NO_MODEL
+
+    def pay(self, prompt: Prompt, answer: Answer, latency_ms: int) -> None:
+        self.model = Model(
+            name=answer.model_name,
+            version=answer.model_version,
+            prompt_hash=prompt.prompt_hash,
+            tokens_in=self.model.tokens_in + answer.tokens_in,
+            tokens_out=self.model.tokens_out + answer.tokens_out,
+            latency_ms=max(self.model.latency_ms, latency_ms),
+        )
+
+
+class PersonaWriter:
+    """Answers requests. Make it inside a running loop; feed it with `submit`, await `run` beside it, end with `stop`.
+
+    Errors that no retry mends stop it: `run`, `submit` and `idle` raise them, and nothing further is reported as done.
+    """
+
+    def __init__(
+        self,
+        store: PersonaStore,
+        student: StudentClient | None,
+        publish: Publish,
+        configuration: WriterConfiguration,
+        clock: Callable[[], int],
+        telemetry: Telemetry,
+        on_done: Done,
+    ) -> None:
+        """`student` None writes templates only; `clock` gives milliseconds UTC."""
+        self.counts: Counter[Outcome] = Counter()
+        self._store = store
+        self._student = student
+        self._publish = publish
+        self._configuration = configuration
+        self._clock = clock
+        self._telemetry = telemetry
+        self._on_done = on_done
+        self._circuit = Circuit(student, configuration, telemetry) if student else None
+        self._student_id = configuration.student_id
+        self._refreshes = _Intake(topics.REFRESH_REQUESTS, asyncio.Semaphore(configuration.look_ahead))
+        self._upgrades = _Intake(topics.UPGRADE_REQUESTS, asyncio.Semaphore(configuration.upgrade_look_ahead))
+        self._lanes: dict[str, _Lane] = {}
+        self._quiet = asyncio.Event()
+        self._quiet.set()
+        self._ended_event = asyncio.Event()
+        self._failure: BaseException | None = None
+        self._stopping = False
+        self._store_failing = 0
+
+    # Intake
+
+    async def submit(self, record: InputRecord, partition: int) -> None:
+        """Take a record of the refresh requests; waits while too many are unfinished. Call it in offset order.
+
+        Raises WriterStopped, or what the writer failed with.
+        """
+        await self._submit(self._refreshes, record, partition)
+
+    async def submit_upgrade(self, record: InputRecord, partition: int) -> None:
+        """Take a record of the upgrade requests, as `submit` does. Upgrades wait as long as the student is away."""
+        await self._submit(self._upgrades, record, partition)
+
+    def next_offset(self, topic: str, partition: int) -> int | None:
+        """First offset of a request topic's partition that may not be committed yet; None if none was finished."""
+        acks = self._intake(topic).partitions.get(partition)
+        return acks.next_offset if acks else None
+
+    @property
+    def student_available(self) -> bool:
+        """False while the student does not answer. True without a student: templates need none."""
+        return self._circuit is None or self._circuit.closed
+
+    @property
+    def store_available(self) -> bool:
+        """False while a store operation is being retried."""
+        return not self._store_failing
+
+    async def run(self) -> None:
+        """Wait until the writer ends: returns after `stop`, raises what it failed with."""
+        await self._ended_event.wait()
+        self._raise_failure()
+
+    async def idle(self) -> None:
+        """Wait until everything submitted is finished. Raises what the writer failed with."""
+        await self._quiet.wait()
+        self._raise_failure()
+
+    async def revoke(self, topic: str, partitions: Iterable[int]) -> None:
+        """Give up partitions: their requests are cancelled and not reported; the next owner answers them."""
+        intake, gone = self._intake(topic), set(partitions)
+        for partition in gone:
+            intake.revocations[partition] += 1
+            intake.partitions.pop(partition, None)
+        await self._abandon([job for job in self._jobs() if job.intake is intake and job.partition in gone])
+
+    async def stop(self, deadline_seconds: float) -> None:
+        """Take nothing more, let what was taken finish until the deadline, cancel the rest: it is not reported."""
+        self._stopping = True
+        with suppress(TimeoutError):
+            async with asyncio.timeout(deadline_seconds):
+                await self._quiet.wait()
+        await self._abandon(self._jobs())
+        self._ended_event.set()
+
+    async def _submit(self, intake: _Intake, record: InputRecord, partition: int) -> None:
+        acks = intake.partitions.get(partition)
+        if acks is not None and acks.started(record.offset):
+            # Delivered again from the last commit, as after a rebalance: all of the partition starts over.
+            await self.revoke(intake.topic, [partition])
+        self._require_running()
+        revocations = intake.revocations[partition]
+        await intake.slots.acquire()
+        kept = False
+        try:
+            self._require_running()
+            if intake.revocations[partition] != revocations:
+                return  # given up while this waited: the next owner reads it
+            acks = intake.partitions.setdefault(partition, OrderedAcks(partial(self._on_done, intake.topic, partition)))
+            acks.start(record.offset)
+            request = read_request(record.value)
+            if isinstance(request, Rejected):
+                await self._reject(intake, record, partition, request)
+                acks.finish(record.offset)
+                return
+            self._enqueue(_Job(request, record, partition, intake, acks))
+            kept = True
+        finally:
+            if not kept:
+                intake.slots.release()
+
+    def _enqueue(self, job: _Job) -> None:
+        lane = self._lanes.setdefault(job.request.user_id, _Lane())
+        self._quiet.clear()
+        if not job.is_upgrade:
+            self._supersede(lane, job.request)
+        lane.waiting.append(job)
+        self._start_next(lane)
+
+    def _supersede(self, lane: _Lane, newer: RefreshRequest) -> None:
+        for job in [job for job in lane.waiting if job.yields_to(newer)]:
+            lane.waiting.remove(job)
+            self._finish(job, Outcome.SUPERSEDED)
+        running = lane.running
+        if running is not None and running.task is not None and not running.landing and running.yields_to(newer):
+            running.superseded = True
+            running.task.cancel()
+
+    def _start_next(self, lane: _Lane) -> None:
+        if lane.running is not None or not lane.waiting:
+            return
+        job = lane.running = lane.waiting.popleft()
+        job.landing = job.request.command is not Command.REFRESH
+        job.task = asyncio.create_task(self._handle(job))
+        job.task.add_done_callback(partial(self._on_ended, lane, job))
+
+    def _on_ended(self, lane: _Lane, job: _Job, task: asyncio.Task[Outcome]) -> None:
+        lane.running = None
+        if not task.cancelled() and (error := task.exception()) is not None:
+            job.intake.slots.release()
+            self._fail(error)
+        elif not task.cancelled():
+            self._finish(job, task.result())
+        elif job.superseded:
+            self._finish(job, Outcome.SUPERSEDED)
+        else:
+            job.intake.slots.release()
+        self._start_next(lane)
+        if lane.running is None:
+            self._lanes.pop(job.request.user_id, None)
+        if not self._lanes:
+            self._quiet.set()
+
+    def _finish(self, job: _Job, outcome: Outcome) -> None:
+        self.counts[outcome] += 1
+        if outcome is Outcome.SUPERSEDED:
+            self._telemetry.count(COALESCED)
+        job.intake.slots.release()
+        # A partition that was given up has other acknowledgements, or none.
+        if self._failure is not None or job.intake.partitions.get(job.partition) is not job.acks:
+            return
+        try:
+            job.acks.finish(job.record.offset)
+        except Exception as error:
+            self._fail(error)
+
+    def _fail(self, error: BaseException) -> None:
+        if self._failure is not None:
+            return
+        self._failure = error
+        self._ended_event.set()
+        for job in self._jobs():
+            self._drop(job)
+
+    async def _abandon(self, jobs: Sequence[_Job]) -> None:
+        tasks = [job.task for job in jobs if job.task is not None]
+        for job in jobs:
+            self._drop(job)
+        if tasks:
+            await asyncio.wait(tasks)
+
+    def _drop(self, job: _Job) -> None:
+        if job.task is not None:
+            job.superseded = False
+            job.task.cancel()
+            return
+        lane = self._lanes[job.request.user_id]
+        lane.waiting.remove(job)
+        job.intake.slots.release()
+
+    def _jobs(self) -> list[_Job]:
+        """Every unfinished job, waiting ones first."""
+        waiting = [job for lane in self._lanes.values() for job in lane.waiting]
+        return waiting + [lane.running for lane in self._lanes.values() if lane.running is not None]
+
+    def _intake(self, topic: str) -> _Intake:
+        for intake in (self._refreshes, self._upgrades):
+            if intake.topic == topic:
+                return intake
+        raise ValueError(f"{topic!a} is not a request topic")
+
+    def _require_running(self) -> None:
+        self._raise_failure()
+        if self._stopping:
+            raise WriterStopped("the persona writer was stopped")
+
+    def _raise_failure(self) -> None:
+        if self._failure is not None:
+            raise self._failure
+
+    # One request
+
+    async def _handle(self, job: _Job) -> Outcome:
+        request = job.request
+        attributes: dict[str, AttributeValue] = {
+            "rule": str(request.rule),
+            "command": str(request.command),
+            "upgrade": job.is_upgrade,
+        }
+        parent = self._telemetry.extract(job.record.headers)
+        with self._telemetry.span("persona.request", parent, attributes):
+            try:
+                if request.command is not Command.REFRESH:
+                    return await self._remove(job)
+                if job.is_upgrade:
+                    return await self._upgrade(job)
+                return await self._refresh(job)
+            except StoreRejected as error:
+                rejected = Rejected(RejectReason.TOO_LARGE, printable(str(error)))
+                await self._reject(job.intake, job.record, job.partition, rejected)
+                return Outcome.DEAD_LETTER
+
+    async def _refresh(self, job: _Job) -> Outcome:
+        request = job.request
+        latest = await self._latest(request.user_id)
+        if latest is not None and _answers(latest, request):
+            return await self._republish(job, latest)
+        if latest is not None and _stands_above(latest, request):
+            return Outcome.SUPERSEDED
+        written = await self._write(job)
+        if not await self._land(job, written, _previous(latest)):
+            return Outcome.SUPERSEDED
+        return Outcome.STUDENT if written.tier is Tier.STUDENT else Outcome.TEMPLATE
+
+    async def _upgrade(self, job: _Job) -> Outcome:
+        request = job.request
+        latest = await self._latest(request.user_id)
+        if latest is None or not _answers(latest, request) or not self._wants_student(request):
+            return Outcome.NOT_UPGRADED
+        if latest.tier != Tier.TEMPLATE:
+            return await self._republish(job, latest)
+        written = await self._student_written(request, None)
+        if written.tier is Tier.TEMPLATE:
+            await self._cache(written.rows)
+            return Outcome.NOT_UPGRADED
+        landed = await self._land(job, written, _previous(latest))
+        return Outcome.UPGRADED if landed else Outcome.NOT_UPGRADED
+
+    async def _republish(self, job: _Job, stored: StoredPersona) -> Outcome:
+        """Publish stored bytes again: it is not known whether they went out before the last stop."""
+        job.landing = True
+        again = stored.tier == Tier.TEMPLATE and self._wants_student(job.request)
+        await self._publish_persona(job, stored.body, upgrade=again)
+        return Outcome.REPUBLISHED
+
+    async def _remove(self, job: _Job) -> Outcome:
+        request = job.request
+        version = removal_version(request.sequence)
+        await self._stored("remove_user", lambda: self._store.remove_user(request.user_id, version))
+        left = await self._latest(request.user_id)
+        if left is not None and left.epoch < request.epoch:
+            # Sequences started over, as when Kafka's topics were deleted: a removal must still remove.
+            version = removal_version(left.version // VERSIONS_PER_SEQUENCE)
+            logger.warning("request %s removes a persona of a later sequence", request.request_id)
+            await self._stored("remove_user", lambda: self._store.remove_user(request.user_id, version))
+        reason = _REASONS[request.command]
+        key = request.user_id.encode()
+        headers = (("reason", reason.encode()), *self._trace())
+        outputs = [Output(topics.PERSONAS, key, None, headers, job.partition)]
+        if request.command is Command.ERASE:
+            outputs.append(self._receipt(request, version))
+        await self._publish(outputs)
+        self._telemetry.count(REMOVALS, 1, reason)
+        return Outcome.REMOVED
+
+    def _receipt(self, request: RefreshRequest, version: int) -> Output:
+        key = receipt_key(request.user_id)
+        receipt = ErasureReceipt(key, request.epoch, version, request.request_id, self._clock(), ERASED_STORES)
+        return Output(topics.ERASURE_RECEIPTS, key.encode(), encode(receipt))
+
+    # Wording
+
+    def _wants_student(self, request: RefreshRequest) -> bool:
+        if self._student is None or request.tier_limit is Tier.TEMPLATE:
+            return False
+        return bool(context_of(request).interests)  # of nothing a model can only invent
+
+    async def _write(self, job: _Job) -> _Written:
+        request = job.request
+        if not self._wants_student(request):
+            whole = plan(request, content_keys(request, TEMPLATE_MODEL.name), {})
+            model = replace(TEMPLATE_MODEL, items=len(whole.missing))
+            return _Written(merge(whole, _template(whole)), Tier.TEMPLATE, model)
+        remaining_ms = job.record.timestamp + request.expires_after_ms - self._clock()
+        return await self._student_written(request, remaining_ms / 1000)
+
+    async def _student_written(self, request: RefreshRequest, remaining_seconds: float | None) -> _Written:
+        """The student's texts, cached ones included; plain ones, and the lowest tier, where it has none in time."""
+        student_id = self._student_id
+        keys = content_keys(request, student_id)
+        cached = await self._stored("wordings", lambda: self._store.wordings(list(keys)))
+        planned = plan(request, keys, cached)
+        self._telemetry.count(WORDINGS, len(planned.known), "hit")
+        self._telemetry.count(WORDINGS, len(planned.missing), "miss")
+        items = len(list(keys))
+        if planned.task is None:
+            name, _, version = student_id.rpartition("/")
+            model = Model(name, version, "", 0, 0, 0, items, items)
+            return _Written(merge(planned, None), Tier.STUDENT, model, cached=True)
+        answers = await self._ask(request, planned, remaining_seconds)
+        paid = replace(answers.model, items=items, items_cached=len(planned.known))
+        rows = {key: text.encode() for key, text in answers.texts.items()}
+        completed = plan(request, keys, {**cached, **rows})
+        if completed.task is None and not _repeats_itself(request, completed):
+            rows = self._cacheable(student_id, answers.model, rows)
+            return _Written(merge(completed, None), Tier.STUDENT, paid, rows=rows)
+        if completed.task is None:
+            logger.warning("request %s: the student says the same twice", request.request_id)
+            completed, rows = planned, {}
+        model = replace(paid, name=TEMPLATE_MODEL.name, version=TEMPLATE_MODEL.version)
+        texts = merge(completed, _template(completed))
+        rows = self._cacheable(student_id, answers.model, rows)
+        return _Written(texts, Tier.TEMPLATE, model, rows=rows, upgrade=True)
+
+    async def _ask(self, request: RefreshRequest, planned: Plan, remaining_seconds: float | None) -> _Answers:
+        """Ask for each missing text on its own, all at once; what fails or comes too late is left out."""
+        answers = _Answers()
+        if planned.task is None or (remaining_seconds is not None and remaining_seconds <= 0):
+            return answers
+        limit = asyncio.timeout(remaining_seconds)
+        try:
+            async with limit, asyncio.TaskGroup() as group:
+                for key, piece in zip(planned.missing, split_task(planned.task), strict=True):
+                    group.create_task(self._ask_piece(request, key, piece, answers))
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            logger.warning("request %s waited past its time for the student", request.request_id)
+        return answers
+
+    async def _ask_piece(self, request: RefreshRequest, key: str, piece: WordingTask, answers: _Answers) -> None:
+        assert self._circuit is not None  # noqa: S101 - callers ask `_wants_student` first
+        prompt = build_prompt(piece)
+        latency_ms = 0
+        for attempt in range(ATTEMPTS):
+            try:
+                answer = await self._circuit.word(prompt, seed_of(request.request_id, attempt))
+                latency_ms += answer.latency_ms
+                answers.pay(prompt, answer, latency_ms)
+                (answers.texts[key],) = texts_of(parse_wording(answer.text, piece))
+            except StudentFailed as error:
+                logger.warning("request %s: the student refused: %s", request.request_id, error)
+                return
+            except WordingRejected as error:
+                self._telemetry.count(STUDENT_CALLS, 1, "rejected")
+                logger.info("request %s: an answer was not usable: %s", request.request_id, error)
+            else:
+                self._telemetry.count(STUDENT_CALLS, 1, "used")
+                return
+
+    def _cacheable(self, student_id: str, model: Model, rows: dict[str, bytes]) -> dict[str, bytes]:
+        """The rows, unless their keys are those of another student than the one that answered."""
+        answered_by = f"{model.name}/{model.version}"
+        if not rows or answered_by == student_id:
+            return rows
+        logger.info("the student is %s, was %s", answered_by, student_id)
+        self._student_id = answered_by
+        return {}
+
+    # Storing and publishing
+
+    async def _land(self, job: _Job, written: _Written, previous: Persona | None) -> bool:
+        """Store, publish, cache. False if a removal or a newer persona stands above this one."""
+        request = job.request
+        persona = compose(
+            request,
+            written.texts,
+            previous,
+            tier=written.tier,
+            model=written.model,
+            cached=written.cached,
+            generated_at=self._clock(),
+        )
+        body = encode(persona)
+        if len(body) > MAXIMUM_PERSONA_BYTES:
+            raise StoreRejected(f"persona of {len(body)} bytes, more than {MAXIMUM_PERSONA_BYTES}")
+        row = StoredPersona(
+            request.user_id, persona.version, request.epoch, request.request_id, str(persona.tier), body
+        )
+        job.landing = True
+        with self._telemetry.span("store.write"):
+            await self._stored("put", lambda: self._store.put(row))
+        latest = await self._latest(request.user_id)
+        if latest is None or latest.version != row.version:
+            return False
+        await self._publish_persona(job, body, upgrade=written.upgrade)
+        self._telemetry.count(PERSONAS, 1, row.tier)
+        delay = max(0, self._clock() - job.record.timestamp) / 1000
+        self._telemetry.observe(PERSONA_SECONDS, delay, row.tier)
+        await self._cache(written.rows)
+        return True
+
+    async def _publish_persona(self, job: _Job, body: bytes, *, upgrade: bool) -> None:
+        key = job.request.user_id.encode()
+        trace = self._trace()
+        outputs = [Output(topics.PERSONAS, key, body, trace, job.partition)]
+        if upgrade:
+            outputs.append(Output(topics.UPGRADE_REQUESTS, key, job.record.value, trace, job.partition))
+        await self._publish(outputs)
+
+    async def _cache(self, rows: Mapping[str, bytes]) -> None:
+        """Cache wordings, at most once: the persona is out, and a text that is not cached is only worded again."""
+        if not rows:
+            return
+        try:
+            await self._store.put_wordings(rows)
+        except StoreError as error:
+            logger.warning("%d wordings were not cached: %s", len(rows), error)
+
+    async def _latest(self, user_id: str) -> StoredPersona | None:
+        return await self._stored("latest", lambda: self._store.latest(user_id))
+
+    async def _stored(self, operation: str, call: Callable[[], Awaitable[T]]) -> T:
+        """A store operation, tried again while the store is unavailable. Raises StoreUnavailable past the patience."""
+        loop = asyncio.get_running_loop()
+        give_up = loop.time() + self._configuration.store_patience_seconds
+        failures = 0
+        try:
+            while True:
+                started = loop.time()
+                try:
+                    result = await call()
+                except StoreUnavailable as error:
+                    self._telemetry.observe(STORE_SECONDS, loop.time() - started, operation, "unavailable")
+                    if not failures:
+                        self._store_failing += 1
+                    failures += 1
+                    pause = pause_seconds(failures, self._configuration)
+                    if loop.time() + pause > give_up:
+                        raise
+                    logger.warning("%s is tried again in %.1f s: %s", operation, pause, error)
+                    await asyncio.sleep(pause)
+                else:
+                    self._telemetry.observe(STORE_SECONDS, loop.time() - started, operation, "ok")
+                    return result
+        finally:
+            if failures:
+                self._store_failing -= 1
+
+    async def _reject(self, intake: _Intake, record: InputRecord, partition: int, rejected: Rejected) -> None:
+        topic = self._configuration.topic_prefix + intake.topic
+        letter = dead_letter(rejected, topic, partition, record.offset, record.key, record.value)
+        key = f"{topic}/{partition}/{record.offset}".encode()
+        await self._publish([Output(topics.dead_letters_of(topics.REFRESH_REQUESTS), key, encode(letter))])
+        self._telemetry.count(DEAD_LETTERS, 1, intake.topic, rejected.reason)
+        logger.warning("%s is a dead letter: %s: %s", key.decode(), rejected.reason, rejected.detail)
+
+    def _trace(self) -> Headers:
+        return tuple(self._telemetry.inject())
+
+
+def read_request(value: bytes | None) -> RefreshRequest | Rejected:
+    """A request that can be answered: decoded strictly, with no more items than a persona has."""
+    request = decode_request(value)
+    if isinstance(request, Rejected) or request.context is None:
+        return request
+    interests, novel = len(request.context.interests), len(request.context.novel)
+    if interests > MAXIMUM_INTERESTS or novel > MAXIMUM_NOVEL:
+        detail = f"{interests} interests and {novel} topics, at most {MAXIMUM_INTERESTS} and {MAXIMUM_NOVEL}"
+        return Rejected(RejectReason.OUT_OF_RANGE, detail)
+    return request
+
+
+def seed_of(request_id: str, attempt: int) -> int:
+    """Sampling seed of an attempt: 0, which is greedy, at first; then one that the same request gets again."""
+    if not attempt:
+        return 0
+    digest = blake2b(f"{attempt}/{request_id}".encode(), digest_size=4).digest()
+    return (int.from_bytes(digest, "big") & 0x7FFF_FFFF) or 1
+
+
+def _answers(stored: StoredPersona, request: RefreshRequest) -> bool:
+    return stored.request_id == request.request_id and stored.epoch == request.epoch
+
+
+def _stands_above(stored: StoredPersona, request: RefreshRequest) -> bool:
+    """Whether a stored persona is of a later epoch or request. One of the same sequence would tie: it stays as well."""
+    return stored.epoch > request.epoch or stored.version // VERSIONS_PER_SEQUENCE >= request.sequence
+
+
+def _previous(stored: StoredPersona | None) -> Persona | None:
+    if stored is None:
+        return None
+    try:
+        return decode_persona(stored.body)
+    except UnreadableRecordError as error:
+        logger.warning("the stored persona of request %s is taken as absent: %s", stored.request_id, error)
+        return None
+
+
+def _template(planned: Plan) -> Wording | None:
+    return template_wording(planned.task) if planned.task is not None else None
+
+
+def _repeats_itself(request: RefreshRequest, completed: Plan) -> bool:
+    """Whether two texts say the same, cached ones included: each was checked alone."""
+    whole = plan(request, completed.keys, {}).task
+    assert whole is not None  # noqa: S101 - nothing is known, so all is asked for
+    texts = texts_of(merge(completed, None))
+    try:
+        parse_wording(orjson.dumps(dict(zip(task_keys(whole), texts, strict=True))).decode(), whole)
+    except WordingRejected as error:
+        return error.reason == "repetition"
+    return False

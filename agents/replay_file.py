@@ -1,0 +1,223 @@
+"""Replay of an event file: the driver over its lines, then the persona writer over its requests, and a report."""
+
+from __future__ import annotations
+
+import gzip
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, TypeAlias
+
+import orjson
+
+from agents.persona_writer import PersonaWriter, WriterConfiguration
+from agents.replay import Control, EndBootstrap, Event, Item, ReplayDriver, append_times, as_bootstrap
+from agents.stores.memory import MemoryStore
+from agents.student_client import StudentClient
+from agents.telemetry import Telemetry
+from streams import topics
+from streams.decoding import Rejected
+from streams.records import UnknownVideo
+from streams.registry import Registry
+from streams.watch import InputRecord, Outcome, Output, WatchConfiguration
+
+KeyOf: TypeAlias = Callable[[bytes], bytes | None]
+"""From a line to its record key, None where the line has no user id."""
+LAST_APPEND_TIME: Final = 10**14 - 1
+"""Append time for a first look at an event's own ts: later than any ts that is accepted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Replayed:
+    """What a replay put out: JSON lines by file name, and the summary."""
+
+    lines: dict[str, list[bytes]]
+    summary: dict[str, Any]
+
+    def write(self, folder: Path) -> None:
+        """Write `requests.jsonl`, `personas.jsonl`, `dead_letters.jsonl` and `summary.json`."""
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, lines in self.lines.items():
+            (folder / name).write_bytes(b"".join(line + b"\n" for line in lines))
+        summary = orjson.dumps(self.summary, option=orjson.OPT_INDENT_2)
+        (folder / "summary.json").write_bytes(summary + b"\n")
+
+
+def read_lines(path: Path) -> list[bytes]:
+    """Lines of a file without their ends; `.gz` is unpacked, `-` is standard input."""
+    if str(path) == "-":
+        content = sys.stdin.buffer.read()
+    elif path.suffix == ".gz":
+        content = gzip.decompress(path.read_bytes())
+    else:
+        content = path.read_bytes()
+    lines = content.split(b"\n")
+    if lines[-1] == b"":
+        lines.pop()
+    return [line.removesuffix(b"\r") for line in lines]
+
+
+def events_of(lines: Sequence[bytes], configuration: WatchConfiguration, key_of: KeyOf) -> list[Event]:
+    """The lines as records: keyed by their own user id, appended at the time that the log had reached."""
+    keys = [key_of(line) for line in lines]
+    times = append_times([_own_ts(line, key, configuration) for line, key in zip(lines, keys, strict=True)])
+    return [Event(line, key, ts) for line, key, ts in zip(lines, keys, times, strict=True)]
+
+
+def controls_of(lines: Sequence[bytes]) -> list[Control]:
+    """Control lines as records; one without a usable ts takes effect at the end, where it becomes a dead letter."""
+    controls = []
+    for line in lines:
+        try:
+            data = orjson.loads(line)
+            user_id, ts = data["user_id"].encode(), int(data["ts"])
+        except (orjson.JSONDecodeError, AttributeError, KeyError, TypeError, ValueError):
+            user_id, ts = b"", LAST_APPEND_TIME
+        controls.append(Control(line, user_id, ts))
+    return controls
+
+
+def unknown_videos(
+    events: Sequence[Event], registry: Registry, configuration: WatchConfiguration
+) -> list[UnknownVideo]:
+    """Videos with a title that the registry lacks, in order of first appearance."""
+    found: dict[str, UnknownVideo] = {}
+    for event in events:
+        decoded = configuration.decode(event.value, event.key, event.timestamp)
+        if isinstance(decoded, Rejected) or decoded.record.title is None:
+            continue
+        record = decoded.record
+        if record.video_id not in found and not registry.knows(record.video_id):
+            found[record.video_id] = UnknownVideo(record.video_id, record.title, record.tags, record.category)
+    return list(found.values())
+
+
+async def replay_events(
+    events: Sequence[Event],
+    controls: Sequence[Control],
+    configuration: WatchConfiguration,
+    registry: Registry,
+    *,
+    student: StudentClient | None = None,
+    bootstrap: bool = False,
+    progress: Callable[[int], None] = lambda _: None,
+) -> Replayed:
+    """Run events and controls (each after the events up to its ts) through the handlers and the writer.
+
+    Without a student two runs give the same bytes. `progress` is told how many more events were handled.
+    """
+    driver = ReplayDriver(configuration, registry)
+    for chunk in _chunks(_script(events, controls, bootstrap=bootstrap)):
+        await driver.run(chunk)
+        progress(sum(isinstance(item, Event) for item in chunk))
+    requests = driver.outputs(topics.REFRESH_REQUESTS)
+    written = await _write_personas(requests, student)
+    letters = [
+        output
+        for name in (topics.WATCH_EVENTS, topics.USER_CONTROLS)
+        for output in driver.outputs(topics.dead_letters_of(name))
+    ]
+    letters += [output for output in written if output.topic.endswith(topics.dead_letters_of(""))]
+    personas = [output for output in written if output.topic == topics.PERSONAS]
+    lines = {
+        "requests.jsonl": [output.value or b"" for output in requests],
+        "personas.jsonl": [_persona_line(output) for output in personas],
+        "dead_letters.jsonl": [output.value or b"" for output in letters],
+    }
+    return Replayed(lines, _summary(driver, configuration, registry, len(events), lines))
+
+
+def _script(events: Sequence[Event], controls: Sequence[Control], *, bootstrap: bool) -> Iterator[Item]:
+    waiting = sorted(controls, key=lambda control: control.timestamp)
+    for event in events:
+        while waiting and waiting[0].timestamp < event.timestamp:
+            yield waiting.pop(0)
+        yield as_bootstrap(event) if bootstrap else event
+    if bootstrap:
+        yield EndBootstrap()
+    yield from waiting
+
+
+def _chunks(script: Iterator[Item], size: int = 1000) -> Iterator[list[Item]]:
+    chunk: list[Item] = []
+    for item in script:
+        chunk.append(item)
+        if len(chunk) == size:
+            yield chunk
+            chunk = []
+    yield chunk
+
+
+async def _write_personas(requests: Sequence[Output], student: StudentClient | None) -> list[Output]:
+    """Answer the requests, one after the other without a student: then nothing depends on timing."""
+    written: list[Output] = []
+    clock = _Clock()
+
+    async def publish(outputs: Sequence[Output]) -> None:
+        written.extend(outputs)
+
+    writer = PersonaWriter(
+        MemoryStore(), student, publish, WriterConfiguration(), clock, Telemetry(None, None), lambda *_: None
+    )
+    for offset, output in enumerate(requests):
+        clock.now = int(orjson.loads(output.value or b"{}")["as_of"])
+        await writer.submit(InputRecord(offset, output.key, output.value, clock.now), 0)
+        if student is None:
+            await writer.idle()
+    await writer.idle()
+    await writer.stop(0.0)
+    return written
+
+
+class _Clock:
+    """Time as the log has it."""
+
+    now = 0
+
+    def __call__(self) -> int:
+        return self.now
+
+
+def _summary(
+    driver: ReplayDriver,
+    configuration: WatchConfiguration,
+    registry: Registry,
+    lines: int,
+    written: dict[str, list[bytes]],
+) -> dict[str, Any]:
+    personas = [orjson.loads(line) for line in written["personas.jsonl"]]
+    requests = [orjson.loads(line) for line in written["requests.jsonl"]]
+    outcomes = {str(outcome): driver.outcomes[outcome] for outcome in Outcome if outcome is not Outcome.DEAD_LETTER}
+    return {
+        "lines": lines,
+        **outcomes,
+        "dead_letters": driver.outcomes[Outcome.DEAD_LETTER],
+        "dead_letters_by_reason": dict(sorted(driver.dead_letters.items())),
+        "unassigned": driver.unassigned,
+        "users": len(driver.states),
+        "requests": len(requests),
+        "requests_by_rule": dict(sorted(Counter(request["rule"] for request in requests).items())),
+        "personas": sum("tier" in persona for persona in personas),
+        "personas_by_tier": dict(sorted(Counter(p["tier"] for p in personas if "tier" in p).items())),
+        "tombstones": sum("tombstone" in persona for persona in personas),
+        "unknown_videos": len({output.key for output in driver.outputs(topics.UNKNOWN_VIDEOS)}),
+        "registry_version": registry.version,
+        "registry_checksum": registry.checksum,
+        "thresholds": configuration.thresholds.name,
+    }
+
+
+def _persona_line(output: Output) -> bytes:
+    if output.value is not None:
+        return output.value
+    reason = dict(output.headers).get("reason", b"").decode()
+    return orjson.dumps({"user_id": (output.key or b"").decode(), "tombstone": reason})
+
+
+def _own_ts(line: bytes, key: bytes | None, configuration: WatchConfiguration) -> int | None:
+    if key is None:
+        return None
+    decoded = configuration.decode(line, key, LAST_APPEND_TIME)
+    return None if isinstance(decoded, Rejected) else decoded.record.ts
