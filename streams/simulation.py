@@ -13,7 +13,7 @@ from typing import Final
 
 import numpy as np
 
-from streams.interests import DAY_MS, Floats, advance, count_watch, distribution
+from streams.interests import DAY_MS, Floats, advance, count_watch, distribution, enter_session
 from streams.records import Rule
 from streams.state import State, new_state
 from streams.trigger import Fired, Policy, Thresholds, adopt, divergence, fired, observe
@@ -88,6 +88,7 @@ def run_rule(stream: Stream, clusters: int, policy: Policy, thresholds: Threshol
     prior = 1.0 / clusters
     for i, (ts, cluster) in enumerate(zip(stream.ts, stream.cluster, strict=True)):
         advance(state, ts)
+        enter_session(state, ts, 0)
         slot = count_watch(state, cluster, 1.0, ts, i + 1)
         state["qualifying"] = int(state["qualifying"]) + 1
         observe(state, slot, cluster, prior, clusters, thresholds)
