@@ -66,6 +66,10 @@ lock:
 	  $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes $(LOCK_FLAGS) \
 	    --custom-compile-command 'make lock' $$list.in -o $$list.lock; \
 	done
+	cd requirements && $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes $(LOCK_FLAGS) \
+	  --custom-compile-command 'make lock' -c runtime.lock ../pyproject.toml -o worker.lock
+	cd requirements && $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-deps $(LOCK_FLAGS) \
+	  --custom-compile-command 'make lock' -c runtime.lock student.in -o student.lock
 	cd requirements && $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-deps $(LOCK_FLAGS) \
 	  --custom-compile-command 'make lock' weights.in -o ../agents/localstack/weights.txt
 
