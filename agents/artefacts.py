@@ -11,7 +11,7 @@ from typing import Any
 
 import orjson
 
-from agents.clusters.files import RegistryError, load_registry, packaged_registry
+from agents.clusters.files import PACKAGED, RegistryError, load_registry, packaged_registry
 from agents.event_decoder import load_decoder
 from agents.settings import Settings, SettingsError
 from streams import topics
@@ -50,12 +50,10 @@ def registry_versions(settings: Settings, current: Registry) -> Callable[[int], 
     def version(number: int) -> Registry:
         if number == current.version:
             return current
-        if settings.registry != Path():
-            for folder in sorted(settings.registry.resolve().parent.iterdir()):
-                if (folder / "manifest.json").is_file():
-                    found = load_registry(folder)
-                    if found.version == number:
-                        return found
+        for folder in _registry_folders(settings):
+            found = load_registry(folder)
+            if found.version == number and found.lineage == current.lineage:
+                return found
         raise SettingsError(
             f"registry version {number} is in force for events still to be read, but only version {current.version} is "
             f"here: put the folder of version {number} beside PERSONAS_REGISTRY={settings.registry}"
@@ -83,6 +81,12 @@ class EventFormat:
             return bytes(user_id.encode())
         except Exception:  # whatever the operator's decoder raises or returns: decoding the record says what is wrong
             return None
+
+
+def _registry_folders(settings: Settings) -> list[Path]:
+    """Where older registry versions may be: beside the current one, and the packaged one."""
+    beside = [] if settings.registry == Path() else sorted(settings.registry.resolve().parent.iterdir())
+    return [folder for folder in (*beside, PACKAGED) if (folder / "manifest.json").is_file()]
 
 
 def load_format(settings: Settings) -> EventFormat:

@@ -13,7 +13,7 @@ from streams.watch import Batch, Output
 
 
 class Transport(Protocol):
-    """Where a batch becomes durable. Each call returns when its work is acknowledged, or raises: nothing is swallowed."""
+    """Where a batch becomes durable. Each call returns when its work is acknowledged, or raises."""
 
     async def produce(self, outputs: Sequence[Output]) -> None:
         """Write outputs; returns when every one is acknowledged."""

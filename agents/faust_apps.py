@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any, Final
 
 import faust
@@ -18,8 +19,11 @@ MAXIMUM_RECORD_BYTES: Final = 4 * 1024 * 1024
 COMMIT_INTERVAL_SECONDS: Final = 1.0
 
 
-def create_app(settings: Settings, name: str) -> faust.App:
+def create_app(settings: Settings, name: str, *, finish_before_rebalance: bool = True) -> faust.App:
     """A Faust app whose id and consumer group are `name` with the topic prefix.
+
+    `finish_before_rebalance`: whether partitions move only after every record in flight is acknowledged; the whole
+    group waits for it.
 
     Stock `exactly_once` loses and repeats records (faust-streaming #323, #517), so processing stays at-least-once, made
     exact by the markers inside each state. An agent that fails takes the process down: a worker that looks alive and
@@ -45,6 +49,7 @@ def create_app(settings: Settings, name: str) -> faust.App:
         topic_allow_declare=False,
         topic_partitions=settings.partitions,
         stream_buffer_maxsize=4096,
+        stream_wait_empty=finish_before_rebalance,
         datadir=str(folder),
         store="memory://",
     )
@@ -74,6 +79,12 @@ def input_record(message: Any) -> InputRecord:  # noqa: ANN401
     )
 
 
+def is_current(app: faust.App, message: Any) -> bool:  # noqa: ANN401
+    """Whether a message was read under the present assignment: any other is, or will be, delivered again."""
+    generation: int = app.consumer_generation_id
+    return message.generation_id == generation and message.tp in app.consumer.assignment()
+
+
 async def produce(app: faust.App, settings: Settings, outputs: Sequence[Output]) -> None:
     """Send outputs in order and wait until the broker has acknowledged each; raises what failed."""
     producer = await app.maybe_start_producer()
@@ -90,6 +101,35 @@ async def produce(app: faust.App, settings: Settings, outputs: Sequence[Output])
     ]
     for acknowledgement in sent:
         await acknowledgement
+
+
+async def batches(stream: Any, maximum: int) -> AsyncIterator[list[Any]]:  # noqa: ANN401
+    """Events of a stream as they come, together: all that arrived while the last batch was handled, at most `maximum`.
+
+    Nothing is acknowledged. Not Faust's `noack_take`: an event that arrives just as a batch is handed out can slip into
+    the buffer that is then cleared, and is never seen again (faust-streaming 0.15.3, met when a rebalance delayed one).
+    """
+    queue: asyncio.Queue[Any] = asyncio.Queue(maximum)
+
+    async def read() -> None:
+        async for event in stream.noack().events():
+            await queue.put(event)
+
+    reading = asyncio.create_task(read())
+    try:
+        while True:
+            taking = asyncio.create_task(queue.get())
+            await asyncio.wait([taking, reading], return_when=asyncio.FIRST_COMPLETED)
+            if not taking.done():
+                taking.cancel()
+                reading.result()  # raises what ended it
+                return
+            batch = [taking.result()]
+            while len(batch) < maximum and not queue.empty():
+                batch.append(queue.get_nowait())
+            yield batch
+    finally:
+        reading.cancel()
 
 
 class StateTable:

@@ -1,6 +1,6 @@
 """The persona app: Faust agents that feed refresh and upgrade requests to the writer, and acknowledge what it finished.
 
-Acknowledgements follow offset order, because Faust can commit past an unfinished record otherwise (faust-streaming #606).
+Acknowledgements follow offset order: otherwise Faust can commit past an unfinished record (faust-streaming #606).
 """
 
 from __future__ import annotations
@@ -10,9 +10,10 @@ import logging
 import time
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, Final
 
-from agents.faust_apps import create_app, input_record, produce, raw_topic
+from agents.faust_apps import create_app, input_record, is_current, produce, raw_topic
+from agents.page.source import Health
 from agents.persona_writer import PersonaWriter, WriterConfiguration, WriterStopped
 from agents.settings import Settings
 from agents.stores.ports import PersonaStore
@@ -20,6 +21,9 @@ from agents.student_client import TritonStudent
 from agents.telemetry import Telemetry
 from streams import topics
 from streams.watch import InputRecord, Output
+
+HEALTH_SECONDS: Final = 2.0
+"""Shorter than the time limits of health checks."""
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +47,9 @@ class PersonaApp:
             self._acknowledge,
         )
         self._failing: asyncio.Task[None] | None = None
-        self.app = create_app(settings, topics.PERSONA_APP)
+        # A request can wait for the student for hours. A rebalance must not: what is unfinished is given up and read
+        # again by the next owner.
+        self.app = create_app(settings, topics.PERSONA_APP, finish_before_rebalance=False)
         requests = raw_topic(self.app, settings, topics.REFRESH_REQUESTS)
         upgrades = raw_topic(self.app, settings, topics.UPGRADE_REQUESTS)
         self.app.agent(requests, name="requests")(self._requests)
@@ -63,9 +69,19 @@ class PersonaApp:
         if self._failing is not None:
             self._failing.cancel()
 
-    def ready(self) -> bool:
-        """Whether requests are answered: student and store respond."""
-        return self._writer.student_available and self._writer.store_available
+    async def health(self) -> Health:
+        """Down while the store does not answer; degraded while the student does not: requests wait."""
+        if not self._writer.store_available:
+            return Health.DOWN
+        return Health.OK if await self._student_answers() else Health.DEGRADED
+
+    async def _student_answers(self) -> bool:
+        if not self._writer.student_available:
+            return False
+        try:
+            return await asyncio.wait_for(self._student.ready(), HEALTH_SECONDS)
+        except TimeoutError:
+            return False
 
     async def _requests(self, stream: Any) -> None:  # noqa: ANN401
         await self._feed(stream, topics.REFRESH_REQUESTS, self._writer.submit)
@@ -76,6 +92,8 @@ class PersonaApp:
     async def _feed(self, stream: Any, topic: str, submit: Submit) -> None:  # noqa: ANN401
         async for event in stream.noack().events():
             message = event.message
+            if not is_current(self.app, message):
+                continue
             waiting = self._events[topic, message.partition]
             waiting[message.offset] = event
             try:

@@ -132,6 +132,7 @@ class ReplayDriver:
         self._table: dict[bytes, bytes] = {}
         self.outcomes: Counter[Outcome] = Counter()
         self.dead_letters: Counter[str] = Counter()
+        self.refused_controls: Counter[str] = Counter()
         self.unassigned = 0
         self._start()
 
@@ -198,7 +199,7 @@ class ReplayDriver:
             if isinstance(decoded, Rejected):
                 letter = dead_letter(decoded, topics.USER_CONTROLS, self._partition, offset, item.key, item.value)
                 broker.outputs.append(Output(topics.dead_letters_of(topics.USER_CONTROLS), None, encode(letter)))
-                self.dead_letters[decoded.reason] += 1
+                self.refused_controls[decoded.reason] += 1
                 return
             self._record(Position(PositionKind.CONTROL, end, topics.USER_CONTROLS, offset, decoded.record))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import sys
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -45,14 +46,20 @@ class Replayed:
         (folder / "summary.json").write_bytes(summary + b"\n")
 
 
+class UnreadableFile(Exception):  # noqa: N818 - a state of the file
+    """A file cannot be read; the message names it."""
+
+
 def read_lines(path: Path) -> list[bytes]:
-    """Lines of a file without their ends; `.gz` is unpacked, `-` is standard input."""
-    if str(path) == "-":
-        content = sys.stdin.buffer.read()
-    elif path.suffix == ".gz":
-        content = gzip.decompress(path.read_bytes())
-    else:
-        content = path.read_bytes()
+    """Lines of a file without their ends; `.gz` is unpacked, `-` is standard input. Raises UnreadableFile."""
+    try:
+        if str(path) == "-":
+            content = sys.stdin.buffer.read()
+        else:
+            content = path.read_bytes()
+            content = gzip.decompress(content) if path.suffix == ".gz" else content
+    except (OSError, EOFError, zlib.error) as error:
+        raise UnreadableFile(f"cannot read {path}: {error}") from error
     lines = content.split(b"\n")
     if lines[-1] == b"":
         lines.pop()
@@ -194,7 +201,8 @@ def _summary(
         "lines": lines,
         **outcomes,
         "dead_letters": driver.outcomes[Outcome.DEAD_LETTER],
-        "dead_letters_by_reason": dict(sorted(driver.dead_letters.items())),
+        "dead_letters_by_reason": {str(reason): count for reason, count in sorted(driver.dead_letters.items())},
+        "controls_refused": sum(driver.refused_controls.values()),
         "unassigned": driver.unassigned,
         "users": len(driver.states),
         "requests": len(requests),

@@ -16,8 +16,9 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
 
 from agents.commit import make_durable
-from agents.faust_apps import StateTable, create_app, input_record, produce, raw_topic
+from agents.faust_apps import StateTable, batches, create_app, input_record, is_current, produce, raw_topic
 from agents.kafka_log import KafkaLog
+from agents.page.source import Health
 from agents.settings import Settings
 from agents.telemetry import (
     CONTROLS,
@@ -37,7 +38,6 @@ from streams.registry import Registry
 from streams.watch import Batch, InputRecord, Output, WatchConfiguration, WatchHandler, highest_markers
 
 BATCH_RECORDS: Final = 1000
-BATCH_SECONDS: Final = 0.02
 QUIET_SECONDS: Final = 1.0
 """How often positions are looked for that no watch event brings about."""
 
@@ -81,7 +81,7 @@ class WatchApp:
     # Agents: thin loops
 
     async def _watch(self, stream: Any) -> None:  # noqa: ANN401
-        async for events in stream.noack_take(BATCH_RECORDS, within=BATCH_SECONDS):
+        async for events in batches(stream, BATCH_RECORDS):
             by_partition: dict[int, list[Any]] = defaultdict(list)
             for event in events:
                 by_partition[event.message.partition].append(event)
@@ -92,13 +92,13 @@ class WatchApp:
         async for event in stream.noack().events():
             message = event.message
             async with self._locks[message.partition]:
-                if self._current(message):
+                if is_current(self.app, message):
                     await self._place(message.partition, input_record(message))
                     event.ack()
 
     async def _handle(self, partition: int, events: Sequence[Any]) -> None:
         async with self._locks[partition]:
-            current = [event for event in events if self._current(event.message)]
+            current = [event for event in events if is_current(self.app, event.message)]
             if not current:
                 return
             handler = await self._handler(partition)
@@ -201,11 +201,6 @@ class WatchApp:
 
     # Partitions
 
-    def _current(self, message: Any) -> bool:  # noqa: ANN401
-        consumer = self.app.consumer
-        generation: int = self.app.consumer_generation_id
-        return message.generation_id == generation and message.tp in consumer.assignment()
-
     async def _handler(self, partition: int) -> WatchHandler:
         """The partition's handler; on first use after an assignment its positions are read to their end."""
         handler = self._handlers.get(partition)
@@ -237,17 +232,20 @@ class WatchApp:
         return handler
 
     async def _adopt_registry(self, handler: WatchHandler, recorded: Sequence[Recorded], start: int, end: int) -> None:
-        """Record where this worker's registry version takes effect, unless it is the partition's latest already."""
+        """Record where this worker's registry version takes effect, unless the partition has it, or a later one.
+
+        A worker of a rolling restart that still has the older version works with the one in force.
+        """
         adopted = [r.item for r in recorded if r.item.kind is PositionKind.REGISTRY]
         own = self._registry
-        if adopted and adopted[-1].registry_version == own.version and adopted[-1].registry_lineage == own.lineage:
-            return
         if adopted and adopted[-1].registry_lineage != own.lineage:
             raise WorkerError(
                 f"registry version {own.version} was built anew: its cluster ids mean other things than those that "
                 f"version {adopted[-1].registry_version} counted. Adopt a version made by `personas clusters extend`, "
                 "or start over under another PERSONAS_TOPIC_PREFIX."
             )
+        if adopted and (adopted[-1].registry_version or 0) >= own.version:
+            return
         position = end if adopted else start
         item = Position(PositionKind.REGISTRY, position, registry_version=own.version, registry_lineage=own.lineage)
         await self._record(handler, item)
@@ -274,6 +272,10 @@ class WatchApp:
                 self._handlers.pop(partition, None)
         self.recovered = True
         logger.info("interest table recovered: %d viewers", len(self._table))
+
+    async def health(self) -> Health:
+        """Down until the table is recovered, and again while partitions move."""
+        return Health.OK if self.recovered else Health.DOWN
 
     async def close(self) -> None:
         """Close the plain reader; call after the Faust app has stopped."""

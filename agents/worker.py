@@ -6,7 +6,7 @@ import asyncio
 import logging
 import os
 import signal
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, suppress
 from enum import StrEnum
 from pathlib import Path
@@ -15,14 +15,14 @@ from typing import Any, Final
 import orjson
 
 from agents.artefacts import load_configuration, load_current_registry
-from agents.kafka_admin import topic_ids, verify_topics
+from agents.kafka_admin import KafkaRefused, KafkaUnavailable, topic_ids, verify_topics
 from agents.page.kafka import KafkaPageSource
 from agents.page.server import create_page, serve_page
 from agents.page.source import Health
 from agents.persona_app import PersonaApp
 from agents.settings import Settings
 from agents.stores.cassandra import CassandraStore
-from agents.stores.ports import PersonaStore, StoreUnavailable
+from agents.stores.ports import PersonaStore, StoreError, StoreUnavailable
 from agents.telemetry import Telemetry
 from agents.watch_app import WatchApp, WorkerError
 from streams import topics
@@ -42,87 +42,110 @@ class Role(StrEnum):
 
 
 async def run_worker(settings: Settings, role: Role, telemetry: Telemetry, *, page: bool = True) -> int:
-    """Run until SIGTERM or SIGINT (returns 0), or until an app crashes (returns 1, so a supervisor restarts it)."""
-    stopping = asyncio.Event()
+    """Run until SIGTERM or SIGINT (returns 0), or until an app crashes (returns 1, so a supervisor restarts it).
+
+    Raises WorkerError for what only an operator can mend.
+    """
+    ending = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stopping.set)
-    async with AsyncExitStack() as stack:
-        starting = asyncio.ensure_future(_start(stack, settings, role, telemetry, page=page))
-        await asyncio.wait([starting, _task(stopping.wait())], return_when=asyncio.FIRST_COMPLETED)
-        if not starting.done():
+        loop.add_signal_handler(number, ending.set)
+    parts = _Parts(ending)
+    async with AsyncExitStack() as clients:
+        starting = _task(_start(clients, parts, settings, role, telemetry, page=page))
+        try:
+            await asyncio.wait([starting, _task(ending.wait())], return_when=asyncio.FIRST_COMPLETED)
+            if starting.done():
+                starting.result()
+                logger.info("worker ready: %s", role)
+                await ending.wait()
+        finally:
             starting.cancel()
-            with suppress(asyncio.CancelledError):
+            with suppress(asyncio.CancelledError, Exception):
                 await starting
-            return 0
-        apps = starting.result()
-        crashes = [_task(app._crashed.wait()) for app in apps]
-        logger.info("worker ready: %s", role)
-        await asyncio.wait([*crashes, _task(stopping.wait())], return_when=asyncio.FIRST_COMPLETED)
-        crashed = [app for app in apps if app.crashed]
-        for app in crashed:
-            logger.error("%s failed: %r; stopping so that it is restarted", app.conf.id, app.crash_reason)
-        return 1 if crashed else 0
+            await parts.stop(settings.shutdown_seconds)
+    crashed = [app for app in parts.apps if app.crashed]
+    for app in crashed:
+        logger.error("%s failed: %r; stopped so that it is restarted", app.conf.id, app.crash_reason)
+    return 1 if crashed else 0
+
+
+class _Parts:
+    """What a worker has started: its Faust apps, how each part is, and how each is stopped."""
+
+    def __init__(self, ending: asyncio.Event) -> None:
+        """`ending` is set when an app crashes, also while another part is still being waited for."""
+        self.apps: list[Any] = []
+        self.health: dict[str, Callable[[], Awaitable[Health]]] = {}
+        self._ending = ending
+        self._stops: dict[str, Callable[[], Awaitable[Any]]] = {}
+
+    def add(self, name: str, stop: Callable[[], Awaitable[Any]]) -> None:
+        """Stop this part when the worker ends. Call it before the part starts, as a start may fail half-way."""
+        self._stops[name] = stop
+
+    def add_app(self, name: str, app: Any, health: Callable[[], Awaitable[Health]]) -> None:  # noqa: ANN401
+        """End the worker when this Faust app crashes, and tell how it is."""
+        self.apps.append(app)
+        self.health[name] = health
+        _task(app._crashed.wait()).add_done_callback(lambda _: self._ending.set())
+
+    async def stop(self, seconds: float) -> None:
+        """Stop all parts at once, so that one deadline holds for the whole worker."""
+        await asyncio.gather(*(_within(seconds, name, stop) for name, stop in self._stops.items()))
 
 
 async def _start(
-    stack: AsyncExitStack, settings: Settings, role: Role, telemetry: Telemetry, *, page: bool
-) -> list[Any]:
-    """Start the apps of a role; what must be stopped goes on the stack, in order. Returns the Faust apps."""
-    await _until_ready("Kafka", settings.kafka_bootstrap, lambda: asyncio.to_thread(_check_topics, settings))
-    apps: list[Any] = []
-    probes: dict[str, Callable[[], bool]] = {}
-    store: PersonaStore | None = None
-    if role is not Role.WATCH or page:
-        store = await _until_ready(
-            "Cassandra",
-            f"{settings.cassandra_hosts}:{settings.cassandra_port}",
-            lambda: CassandraStore.connect(settings),
-        )
-        stack.push_async_callback(store.close)
-    if role is not Role.WATCH:
-        assert store is not None  # noqa: S101
-        persona = PersonaApp(settings, store, telemetry)
-        stack.push_async_callback(_within, settings.shutdown_seconds, "persona app", persona.stop)
-        await persona.start()
-        apps.append(persona.app)
-        probes["persona app"] = persona.ready
-    if role is not Role.PERSONA:
-        ids = await asyncio.to_thread(
-            topic_ids, settings, [topics.WATCH_EVENTS, topics.USER_CONTROLS, topics.WATCH_POSITIONS]
-        )
-        configuration, registry = load_configuration(settings, ids)
-        watch = WatchApp(settings, configuration, registry, telemetry, ids)
-        stack.push_async_callback(watch.close)
-        stack.push_async_callback(_within, settings.shutdown_seconds, "watch app", watch.app.stop)
-        await watch.app.start()
-        apps.append(watch.app)
-        probes["watch app"] = lambda: watch.recovered
-    if page and store is not None:
-        await _serve(stack, settings, store, role, probes, apps, telemetry)
-    return apps
+    clients: AsyncExitStack, parts: _Parts, settings: Settings, role: Role, telemetry: Telemetry, *, page: bool
+) -> None:
+    """Start the parts of a role. Counting comes first: it does not wait for Cassandra."""
+    try:
+        await _until_ready("Kafka", settings.kafka_bootstrap, lambda: asyncio.to_thread(_check_topics, settings))
+        if role is not Role.PERSONA:
+            await _start_watch(clients, parts, settings, telemetry)
+        if role is Role.WATCH and not page:
+            return
+        address = f"{settings.cassandra_hosts}:{settings.cassandra_port}"
+        store = await _until_ready("Cassandra", address, lambda: CassandraStore.connect(settings))
+        clients.push_async_callback(store.close)
+        if role is not Role.WATCH:
+            persona = PersonaApp(settings, store, telemetry)
+            parts.add("persona app", persona.stop)
+            await persona.start()
+            parts.add_app("persona app", persona.app, persona.health)
+        if page:
+            await _serve(clients, parts, settings, store, role, telemetry)
+    except (KafkaUnavailable, KafkaRefused, StoreError) as error:
+        raise WorkerError(str(error)) from error
+
+
+async def _start_watch(clients: AsyncExitStack, parts: _Parts, settings: Settings, telemetry: Telemetry) -> None:
+    names = [topics.WATCH_EVENTS, topics.USER_CONTROLS, topics.WATCH_POSITIONS]
+    ids = await asyncio.to_thread(topic_ids, settings, names)
+    configuration, registry = load_configuration(settings, ids)
+    watch = WatchApp(settings, configuration, registry, telemetry, ids)
+    clients.push_async_callback(watch.close)
+    parts.add("watch app", watch.app.stop)
+    await watch.app.start()
+    parts.add_app("watch app", watch.app, watch.health)
 
 
 async def _serve(
-    stack: AsyncExitStack,
-    settings: Settings,
-    store: PersonaStore,
-    role: Role,
-    probes: Mapping[str, Callable[[], bool]],
-    apps: Sequence[Any],
-    telemetry: Telemetry,
+    clients: AsyncExitStack, parts: _Parts, settings: Settings, store: PersonaStore, role: Role, telemetry: Telemetry
 ) -> None:
     source = KafkaPageSource(settings, store, load_current_registry(settings), telemetry)
 
     async def ready() -> Mapping[str, Health]:
-        own = {name: Health.OK if probe() else Health.DOWN for name, probe in probes.items()}
-        return {**await source.health(), **own}
+        # At once, so that a health check's own time limit is kept.
+        own = asyncio.gather(*(health() for health in parts.health.values()))
+        shared = await source.health()
+        return {**shared, **dict(zip(parts.health, await own, strict=True))}
 
-    site = create_page(source, alive=lambda: not any(app.crashed for app in apps), ready=ready)
+    site = create_page(source, alive=lambda: not any(app.crashed for app in parts.apps), ready=ready)
     running = await serve_page(site, settings.web_host, settings.web_port)
-    stack.push_async_callback(running.stop)
+    parts.add("page", running.stop)
     logger.info("page at %s", running.url)
-    stack.callback(_announce(settings, role, running.url))
+    clients.callback(_announce(settings, role, running.url))
 
 
 def _announce(settings: Settings, role: Role, url: str) -> Callable[[], None]:
@@ -147,7 +170,7 @@ async def _until_ready(name: str, address: str, attempt: Callable[[], Awaitable[
     while True:
         try:
             return await attempt()
-        except (StoreUnavailable, ConnectionError, TimeoutError) as error:
+        except (KafkaUnavailable, StoreUnavailable) as error:
             if attempts % 10 == 0:
                 logger.warning("waiting for %s at %s: %s", name, address, error)
             attempts += 1

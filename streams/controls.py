@@ -35,7 +35,7 @@ def apply_control(state: State, control: UserControl) -> tuple[State, Command | 
         _forget_video(state, video_key(control.video_id or ""))
     else:
         _list_control(state, kind, control.cluster_id if control.cluster_id is not None else EMPTY)
-    return state, Command.REFRESH if state["student_sequence"] else None
+    return state, Command.REFRESH if state["request_ts"] else None
 
 
 def _forgotten(state: State, *, flags: int) -> State:

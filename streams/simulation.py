@@ -16,7 +16,7 @@ import numpy as np
 from streams.interests import DAY_MS, Floats, advance, count_watch, distribution, enter_session
 from streams.records import Rule
 from streams.state import State, new_state
-from streams.trigger import Fired, Policy, Thresholds, adopt, divergence, fired, observe
+from streams.trigger import Fired, Policy, Thresholds, adopt, divergence, fired, observe, react
 
 START_TS: Final = 1_767_225_600_000
 """Simulated time begins at 2026-01-01 00:00 UTC."""
@@ -100,6 +100,7 @@ def run_rule(stream: Stream, clusters: int, policy: Policy, thresholds: Threshol
 
 
 def _adopt(state: State, reason: Fired, prior: float, thresholds: Thresholds) -> None:
+    react(state, reason)
     now = distribution(state, np.where(state["cluster"] >= 0, prior, 0.0))
     adopt(state, now, reason.rule, thresholds, template_only=reason.template_only)
 

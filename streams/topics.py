@@ -45,7 +45,7 @@ def dead_letters_of(topic: str) -> str:
 TOPICS: Final = (
     Topic(WATCH_EVENTS, per_user=True, retention_ms=28 * DAY_MS),
     Topic(USER_CONTROLS, per_user=True, retention_ms=28 * DAY_MS),
-    Topic(WATCH_POSITIONS, per_user=True, retention_ms=-1),
+    Topic(WATCH_POSITIONS, per_user=True, retention_ms=28 * DAY_MS),
     Topic(REFRESH_REQUESTS, per_user=True),
     Topic(UPGRADE_REQUESTS, per_user=True),
     Topic(PERSONAS, per_user=True, compacted=True),

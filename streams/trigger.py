@@ -19,11 +19,13 @@ from typing import Any, Final
 
 import numpy as np
 
-from streams.interests import DAY_MS, Distribution, Floats
+from streams.interests import DAY_MS, Distribution, Floats, discount_old
 from streams.records import Rule
 from streams.state import State
 
 FORMAT: Final = 1
+ALARM_KEEPS: Final = 0.1
+"""Factor of the old long counts after an alarm."""
 
 
 class ThresholdsError(ValueError):
@@ -143,6 +145,12 @@ def _first(state: State, policy: Policy) -> Fired | None:
     if policy.template_after and watches >= policy.template_after and not state["request_ts"]:
         return Fired(Rule.COLD_START, float(watches), float(policy.template_after), template_only=True)
     return None
+
+
+def react(state: State, reason: Fired) -> None:
+    """After an alarm the old taste loses most of its say: the snapshot follows the new one. Call before `adopt`."""
+    if reason.rule is Rule.DRIFT:
+        discount_old(state, ALARM_KEEPS)
 
 
 def adopt(state: State, now: Distribution, rule: Rule, thresholds: Thresholds, *, template_only: bool) -> int:

@@ -46,7 +46,7 @@ from streams.records import (
 from streams.registry import Registry
 from streams.selection import build_context, slot_priors
 from streams.state import BOOTSTRAPPED, OPTED_OUT, RING, State, from_bytes, new_state, to_bytes
-from streams.trigger import Fired, Policy, Thresholds, adopt, fired, observe
+from streams.trigger import Fired, Policy, Thresholds, adopt, fired, observe, react
 
 LATE_AFTER_MS: Final = 5 * 60_000
 """An event this far behind its viewer's newest one is counted but says nothing to the detector."""
@@ -243,6 +243,7 @@ class WatchHandler:
         self, batch: Batch, state: State, user_id: str, reason: Fired, identity: str, trace: Headers = ()
     ) -> None:
         configuration = self._configuration
+        react(state, reason)
         shares = distribution(state, slot_priors(state, self.registry))
         context = build_context(
             user_id, state, shares, self.registry, reason, configuration.policy, configuration.thresholds
@@ -274,11 +275,11 @@ class WatchHandler:
         )
 
     def _cluster(self, batch: Batch, event: WatchEvent) -> int:
-        if event.cluster_id is not None and event.cluster_id in self.registry.cards:
-            return event.cluster_id
         cluster = self.registry.cluster_of(event.video_id)
         if cluster == UNASSIGNED and not self.registry.knows(event.video_id):
             self._note(batch, event)
+        if event.cluster_id is not None and event.cluster_id in self.registry.cards:
+            return event.cluster_id
         return cluster if cluster in self.registry.cards else UNASSIGNED
 
     def _note(self, batch: Batch, event: WatchEvent) -> None:
@@ -332,7 +333,8 @@ class WatchHandler:
         configuration = self._configuration
         identity = request_id(configuration.positions_id, self.partition, offset, Rule.CONTROL, control.user_id)
         if command is Command.REFRESH:
-            self._request(batch, state, control.user_id, Fired(Rule.CONTROL, 1.0, 1.0), identity)
+            below_gate = not state["student_sequence"]
+            self._request(batch, state, control.user_id, Fired(Rule.CONTROL, 1.0, 1.0, below_gate), identity)
             return
         state["sequence"] = int(state["sequence"]) + 1
         batch.requests[Rule.CONTROL] += 1

@@ -66,7 +66,7 @@ def replay(
     personas replay history.jsonl.gz --out out/ --bootstrap --json
     """
     from agents.artefacts import load_configuration, load_current_registry, load_format
-    from agents.replay_file import events_of, read_lines
+    from agents.replay_file import UnreadableFile, events_of, read_lines
     from streams import topics
 
     settings = load_settings()
@@ -75,8 +75,8 @@ def replay(
     try:
         lines = read_lines(events)
         control_lines = read_lines(controls) if controls else []
-    except (OSError, EOFError) as error:
-        raise click.ClickException(f"cannot read {events}: {error}") from error
+    except UnreadableFile as error:
+        raise click.ClickException(str(error)) from error
     names = {name: name for name in (topics.WATCH_EVENTS, topics.WATCH_POSITIONS)}
     chosen = load_current_registry(settings)
     configuration, _ = load_configuration(settings, names, chosen)
@@ -130,7 +130,10 @@ async def _run(
     finally:
         if student is not None:
             await student.close()
-    replayed.write(out)
+    try:
+        replayed.write(out)
+    except OSError as error:
+        raise click.ClickException(f"cannot write to {out}: {error}") from error
     return replayed.summary
 
 

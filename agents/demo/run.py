@@ -41,7 +41,7 @@ from streams.records import Tier
 SEED: Final = 7
 TOPIC_PREFIX: Final = "demo."
 """Each run has topics of its own below it; a deleted topic's name cannot be used again at once."""
-REGULARS: Final = 12
+REGULARS: Final = 6
 """Regular viewers beside Maya and Noah: about what one CPU student words in the time there is."""
 CASUALS: Final = 120
 FIRST_WATCHES: Final = 22

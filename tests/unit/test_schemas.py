@@ -11,10 +11,11 @@ import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
+from jsonschema import Draft202012Validator
 
 from streams.dead_letters import dead_letter
 from streams.decoding import Decoded, Rejected, RejectReason, decode_control, decode_event, decode_request
+from streams.personas import ErasureReceipt, receipt_key
 from streams.records import (
     Command,
     ControlKind,
@@ -36,6 +37,7 @@ RECORDS: dict[str, type] = {
     "persona": Persona,
     "dead_letter": DeadLetter,
     "unknown_video": UnknownVideo,
+    "erasure_receipt": ErasureReceipt,
 }
 LETTER = dead_letter(
     Rejected(RejectReason.NOT_JSON, "no"), "watch-events", 0, 7, b"k" * 5_000, bytes(range(256)) * 1_000
@@ -53,6 +55,7 @@ SAMPLES: list[tuple[str, Any]] = [
     ("dead_letter", replace(LETTER, key=None, payload=None, length=0)),
     ("unknown_video", UnknownVideo("v1", None)),
     ("unknown_video", UnknownVideo("v1", "How bees dance", ("bees",), ("Science",))),
+    ("erasure_receipt", ErasureReceipt(receipt_key("u1"), 1, 23, "0f" * 16, NOW, ("personas_by_user",))),
 ]
 
 
