@@ -36,11 +36,11 @@ PROMPT_VERSION: Final = "1"
 """Changes with anything that changes prompts or grammars."""
 
 _SYSTEM: Final = "Write each line as one short, smooth sentence about a viewer."
-_INTEREST_HEADS: Final = ("Enjoys", "Follows", "Likes", "Returns to", "Picks", "Keeps up with")
+_INTEREST_HEADS: Final = ("Enjoys", "Follows", "Likes", "Returns to", "Often watches", "Keeps up with")
 _NOVEL_HEADS: Final = ("Might like", "Could enjoy", "May try", "Might explore")
 _SUMMARY_HEAD: Final = "Mostly watches"
 _TITLES: Final = 2
-_TITLE_CHARACTERS: Final = 48
+_TITLE_CHARACTERS: Final = 40
 _OVERVIEW: Final = 4
 _TRENDS: Final = {1: " more and more", 0: "", -1: " less than before"}
 
@@ -54,8 +54,9 @@ _RULES: Final = rf"""
 interest ::= ({_alternatives(_INTEREST_HEADS)}) rest
 novel ::= ({_alternatives(_NOVEL_HEADS)}) rest
 summary ::= "{_SUMMARY_HEAD}" rest
-rest ::= (" " word ","?){{1,16}} " " word "."
-word ::= [A-Za-z0-9\u00C0-\u024F] [A-Za-z0-9\u00C0-\u024F'-]{{0,17}}
+rest ::= (" " word ","?){{1,19}} " " word "."
+word ::= part ("-" part)?
+part ::= [A-Za-z0-9\u00C0-\u024F] [A-Za-z0-9\u00C0-\u024F']{{0,15}}
 """
 
 
@@ -151,8 +152,14 @@ def _novel(novel: NovelTask) -> str:
 
 
 def _titles(titles: tuple[str, ...]) -> list[str]:
-    cleaned = [sanitise_title(title, _TITLE_CHARACTERS) for title in titles]
+    cleaned = [_main_clause(sanitise_title(title)) for title in titles]
     return [_lowered(title) for title in cleaned if title][:_TITLES]
+
+
+def _main_clause(title: str) -> str:
+    """A title up to its first comma if that is more than one word, as short as a sentence can take it."""
+    clause = title.partition(",")[0]
+    return sanitise_title(clause if " " in clause else title, _TITLE_CHARACTERS)
 
 
 def _lowered(title: str) -> str:

@@ -1,0 +1,1 @@
+"""The student model as Triton serves it; nothing here is imported by the workers."""
