@@ -54,6 +54,7 @@ from streams.personas import (
     plan,
     receipt_key,
     texts_of,
+    without_unworded_topics,
 )
 from streams.prompts import Prompt, build_prompt
 from streams.records import Command, Model, Persona, RefreshRequest, Tier, encode, removal_version
@@ -72,7 +73,7 @@ from streams.wording import (
 
 MAXIMUM_PERSONA_BYTES: Final = 1_000_000
 """A larger one would be refused by the broker after it was stored."""
-ATTEMPTS: Final = 2
+ATTEMPTS: Final = 4
 """Answers of the student that are looked at, for each text, before a plain one is written."""
 VERSIONS_PER_SEQUENCE: Final = 8
 ERASED_STORES: Final = ("personas_by_user", "persona_history", topics.PERSONAS)
@@ -263,8 +264,12 @@ class _Lane:
 
 @dataclass(frozen=True, slots=True)
 class _Written:
-    """Texts for a whole persona and where they are from. upgrade: the student should word it later."""
+    """Texts for a whole persona, and where they are from.
 
+    request: what they word, perhaps less than what was asked for; upgrade: the student should word it later.
+    """
+
+    request: RefreshRequest
     texts: Wording
     tier: Tier
     model: Model
@@ -600,7 +605,7 @@ class PersonaWriter:
         if not self._wants_student(request):
             whole = plan(request, content_keys(request, TEMPLATE_MODEL.name), {})
             model = replace(TEMPLATE_MODEL, items=len(whole.missing))
-            return _Written(merge(whole, _template(whole)), Tier.TEMPLATE, model)
+            return _Written(request, merge(whole, _template(whole)), Tier.TEMPLATE, model)
         remaining_ms = job.record.timestamp + request.expires_after_ms - self._clock()
         return await self._student_written(request, remaining_ms / 1000)
 
@@ -616,21 +621,23 @@ class PersonaWriter:
         if planned.task is None:
             name, _, version = student_id.rpartition("/")
             model = Model(name, version, "", 0, 0, 0, items, items)
-            return _Written(merge(planned, None), Tier.STUDENT, model, cached=True)
+            return _Written(request, merge(planned, None), Tier.STUDENT, model, cached=True)
         answers = await self._ask(request, planned, remaining_seconds)
         paid = replace(answers.model, items=items, items_cached=len(planned.known))
         rows = {key: text.encode() for key, text in answers.texts.items()}
         completed = plan(request, keys, {**cached, **rows})
-        if completed.task is None and not _repeats_itself(request, completed):
+        stated = without_unworded_topics(request, completed)
+        completed = plan(stated, content_keys(stated, student_id), {**cached, **rows})
+        if completed.task is None and not _repeats_itself(stated, completed):
             rows = self._cacheable(student_id, answers.model, rows)
-            return _Written(merge(completed, None), Tier.STUDENT, paid, rows=rows)
+            return _Written(stated, merge(completed, None), Tier.STUDENT, paid, rows=rows)
         if completed.task is None:
             logger.warning("request %s: the student says the same twice", request.request_id)
             completed, rows = planned, {}
         model = replace(paid, name=TEMPLATE_MODEL.name, version=TEMPLATE_MODEL.version)
         texts = merge(completed, _template(completed))
         rows = self._cacheable(student_id, answers.model, rows)
-        return _Written(texts, Tier.TEMPLATE, model, rows=rows, upgrade=True)
+        return _Written(request, texts, Tier.TEMPLATE, model, rows=rows, upgrade=True)
 
     async def _ask(self, request: RefreshRequest, planned: Plan, remaining_seconds: float | None) -> _Answers:
         """Ask for each missing text on its own, all at once; what fails or comes too late is left out."""
@@ -681,7 +688,7 @@ class PersonaWriter:
 
     async def _land(self, job: _Job, written: _Written, previous: Persona | None) -> bool:
         """Store, publish, cache. False if a removal or a newer persona stands above this one."""
-        request = job.request
+        request = written.request
         persona = compose(
             request,
             written.texts,

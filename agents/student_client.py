@@ -16,7 +16,7 @@ from tritonclient.utils import InferenceServerException
 from agents.settings import Settings
 from streams.prompts import Prompt, all_grammars, draft_answer
 
-RETRY_TEMPERATURE: Final = 0.4
+RETRY_TEMPERATURE: Final = 0.6
 """Sampling temperature of any seed but 0; seed 0 is greedy."""
 _CHANNEL_ARGUMENTS: Final = (
     # Setting any argument replaces all of the client's defaults, so the message sizes are stated too.

@@ -7,7 +7,7 @@ they were worded from and nothing that belongs to one viewer, so equal contexts 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from typing import Final
 
@@ -133,6 +133,21 @@ def plan(request: RefreshRequest, keys: Keys, cached: Mapping[str, bytes]) -> Pl
         language=context.language,
     )
     return Plan(keys, known, missing, task)
+
+
+def without_unworded_topics(request: RefreshRequest, completed: Plan) -> RefreshRequest:
+    """The request without the novel topics that have no text, if nothing else is missing; otherwise the request.
+
+    A topic that the student finds no usable words for is better left out than worded by a template: there are others.
+    """
+    context = context_of(request)
+    unworded = set(completed.missing)
+    if not unworded or not unworded <= set(completed.keys.novel):
+        return request
+    worded = zip(completed.keys.novel, context.novel, strict=True)
+    return replace(
+        request, context=replace(context, novel=tuple(topic for key, topic in worded if key not in unworded))
+    )
 
 
 def merge(plan: Plan, wording: Wording | None) -> Wording:

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import signal
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +14,6 @@ from aiokafka import AIOKafkaProducer
 
 from agents.artefacts import load_configuration
 from agents.kafka_admin import create_topics, prefixed, topic_ids
-from agents.kafka_log import KafkaLog
 from agents.replay import Event, ReplayDriver
 from agents.settings import Settings
 from agents.topic_reader import TopicReader
@@ -25,6 +21,7 @@ from streams import topics
 from streams.state import OPTED_OUT, from_bytes
 from tests.builders import START, control
 from tests.conftest import Stack
+from tests.workers import Workers, send, table_of, until, until_counted
 
 pytestmark = pytest.mark.stack
 
@@ -38,37 +35,11 @@ def settings(kafka: Stack, topic_prefix: str) -> Settings:
     return settings
 
 
-class Workers:
-    """Watch workers as processes of their own."""
-
-    def __init__(self, settings: Settings, folder: Path) -> None:
-        self._settings = settings
-        self._folder = folder
-        self.running: list[subprocess.Popen[bytes]] = []
-
-    def start(self) -> subprocess.Popen[bytes]:
-        log = (self._folder / f"worker-{len(self.running)}.log").open("wb")
-        process = subprocess.Popen(
-            [sys.executable, "-m", "agents", "worker", "--role", "watch", "--no-page"],
-            env={"PATH": "/usr/bin:/bin", **self._settings.environment()},
-            stdout=log,
-            stderr=log,
-        )
-        self.running.append(process)
-        return process
-
-    def logs(self) -> str:
-        return "\n".join(path.read_text()[-3000:] for path in sorted(self._folder.glob("worker-*.log")))
-
-
 @pytest.fixture
 def workers(settings: Settings, tmp_path: Path) -> Iterator[Workers]:
     workers = Workers(settings, tmp_path)
     yield workers
-    for process in workers.running:
-        if process.poll() is None:
-            process.kill()
-        process.wait()
+    workers.end()
 
 
 def log_of(seed: int) -> list[tuple[bytes, bytes]]:
@@ -90,44 +61,15 @@ def log_of(seed: int) -> list[tuple[bytes, bytes]]:
     return records
 
 
-async def send(settings: Settings, topic: str, records: list[tuple[bytes, bytes]]) -> None:
+async def trickle(settings: Settings, records: list[tuple[bytes, bytes]], seconds: float) -> None:
+    """Send records evenly over some time."""
+    step = max(1, round(len(records) / (seconds * 20)))
     async with AIOKafkaProducer(bootstrap_servers=settings.kafka_bootstrap) as producer:
-        for key, value in records:
-            await producer.send(prefixed(settings, topic), value, key=key)
+        for i, (key, value) in enumerate(records):
+            await producer.send(prefixed(settings, topics.WATCH_EVENTS), value, key=key)
+            if i % step == 0:
+                await asyncio.sleep(0.05)
         await producer.flush()
-
-
-async def until(condition: Callable[[], bool], workers: Workers, seconds: float = 90) -> None:
-    for _ in range(int(seconds / 0.25)):
-        if condition():
-            return
-        await asyncio.sleep(0.25)
-    pytest.fail(f"not within {seconds} s\n{workers.logs()}")
-
-
-async def counted(settings: Settings, log: KafkaLog) -> bool:
-    group = prefixed(settings, topics.WATCH_APP)
-    ends = [await log.end(topics.WATCH_EVENTS, p) for p in range(settings.partitions)]
-    done = [await log.committed(group, topics.WATCH_EVENTS, p) for p in range(settings.partitions)]
-    return ends == done
-
-
-async def until_counted(settings: Settings, workers: Workers, seconds: float = 90) -> None:
-    log = KafkaLog(settings)
-    try:
-        for _ in range(int(seconds / 0.5)):
-            if await counted(settings, log):
-                return
-            await asyncio.sleep(0.5)
-    finally:
-        await log.close()
-    pytest.fail(f"the log was not counted within {seconds} s\n{workers.logs()}")
-
-
-def table_of(settings: Settings) -> dict[str, bytes]:
-    with TopicReader(settings) as reader:
-        changelog = reader.read(prefixed(settings, topics.INTERESTS_CHANGELOG))
-        return {(message.key() or b"").decode(): message.value() or b"" for message in changelog}
 
 
 async def reference(settings: Settings) -> tuple[dict[str, bytes], set[bytes]]:
@@ -153,9 +95,11 @@ async def test_killed_workers_count_every_event_once(settings: Settings, workers
     workers.start()
     await send(settings, topics.WATCH_EVENTS, records[: len(records) // 2])
     await until(lambda: len(table_of(settings)) > 0, workers)
-    first.send_signal(signal.SIGKILL)
-    await send(settings, topics.WATCH_EVENTS, records[len(records) // 2 :])
+    # Events go on while partitions move: once when the new worker joins, once when the killed one is missed.
+    trickling = asyncio.create_task(trickle(settings, records[len(records) // 2 :], seconds=22))
+    first.kill()
     workers.start()
+    await trickling
     await until_counted(settings, workers)
 
     states, requests = await reference(settings)
@@ -176,10 +120,8 @@ async def test_killed_workers_count_every_event_once(settings: Settings, workers
     assert others == {user: value for user, value in states.items() if user != "user-5"}
 
     # A graceful stop ends with status 0 and leaves nothing to read again.
-    for process in workers.running[1:]:
-        process.terminate()
-    for process in workers.running[1:]:
-        assert process.wait(30) == 0, workers.logs()
+    for worker in workers.running("watch"):
+        assert worker.stop() == 0, workers.logs()
     await until_counted(settings, workers, seconds=1)
 
 
@@ -192,10 +134,9 @@ async def test_a_log_that_ends_below_the_markers_is_refused(settings: Settings, 
     state = from_bytes(changelog[-1].value() or b"")
     state["watch_offset"] = 10**9
     worker.kill()
-    worker.wait()
     async with AIOKafkaProducer(bootstrap_servers=settings.kafka_bootstrap) as producer:
         topic = prefixed(settings, topics.INTERESTS_CHANGELOG)
         await producer.send_and_wait(topic, state.tobytes(), key=changelog[-1].key(), partition=partition)
     second = workers.start()
-    assert await asyncio.to_thread(second.wait, 60) == 1
+    assert await asyncio.to_thread(second.process.wait, 60) == 1
     assert "the log was truncated" in workers.logs()

@@ -9,7 +9,7 @@ import orjson
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agents.replay import Crash, Duplicate, Event, Item, ReplayDriver, Reorder, Step
+from agents.replay import Crash, Duplicate, Event, Item, Reorder, ReplayDriver, Step
 from streams import topics
 from streams.state import STATE, from_bytes
 from streams.watch import Outcome

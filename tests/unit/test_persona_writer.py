@@ -13,6 +13,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from agents.persona_writer import (
+    ATTEMPTS,
     Circuit,
     OrderedAcks,
     Outcome,
@@ -361,7 +362,8 @@ async def test_garbage_is_asked_again_with_another_seed_then_gives_a_template(ga
     await world.answer(request)
     assert world.student is not None
     seeds = sorted(seed for _, seed in world.student.calls)
-    assert seeds == [0] * TEXTS + [seed_of(request.request_id, 1)] * TEXTS
+    assert seeds == sorted(seed_of(request.request_id, attempt) for attempt in range(ATTEMPTS) for _ in range(TEXTS))
+    assert seeds[:TEXTS] == [0] * TEXTS
     assert [persona.tier for persona in world.personas()] == [Tier.TEMPLATE]
     (upgrade,) = world.outputs(topics.UPGRADE_REQUESTS)
     assert (upgrade.key, upgrade.value, upgrade.partition) == (b"ann", encode(request), PARTITION)
@@ -381,15 +383,34 @@ async def test_a_second_answer_that_is_good_counts_and_both_are_paid_for(world: 
     assert (persona.model.tokens_out, persona.model.latency_ms) == ((TEXTS + 1) * 80, 3000)
 
 
+def asked(prompt: Prompt) -> str:
+    """What is asked for, without the examples."""
+    return prompt.text.rpartition("<|im_start|>user")[2]
+
+
+async def test_a_topic_that_is_never_worded_well_is_left_out() -> None:
+    async def one_bad(prompt: Prompt, seed: int) -> str:
+        return "garbage" if "sourdough" in asked(prompt) else good_answer(prompt)
+
+    world = World(student=ScriptedStudent([one_bad]))
+    await world.answer(sample_request("ann"))
+    (persona,) = world.personas()
+    assert persona.tier is Tier.STUDENT
+    assert [topic.label for topic in persona.novel] == ["bikepacking trips"]
+    assert len(persona.interests) == 2
+    assert (persona.model.items, persona.model.items_cached) == (TEXTS, 0)
+    assert world.outputs(topics.UPGRADE_REQUESTS) == []
+
+
 async def test_one_text_that_is_never_good_is_worded_plainly_and_the_others_are_kept() -> None:
     async def one_bad(prompt: Prompt, seed: int) -> str:
-        return "garbage" if "sourdough" in prompt.text.rpartition("<|im_start|>user")[2] else good_answer(prompt)
+        return "garbage" if "honest test" in asked(prompt) else good_answer(prompt)
 
     world = World(student=ScriptedStudent([one_bad]))
     await world.answer(sample_request("ann"))
     (template,) = world.personas()
     assert template.tier is Tier.TEMPLATE
-    assert template.model.tokens_out == (TEXTS + 1) * 80
+    assert template.model.tokens_out == (TEXTS - 1 + ATTEMPTS) * 80
     assert len(await world.store.wordings(list(content_keys(sample_request(), QUICK.student_id)))) == TEXTS - 1
     upgrade = world.outputs(topics.UPGRADE_REQUESTS)[0].value
     world.student = ScriptedStudent()
@@ -667,7 +688,7 @@ async def test_a_stored_template_is_queued_for_its_upgrade_again() -> None:
     await world.answer(sample_request("ann", 1))
     world.restart()
     await world.answer(sample_request("ann", 1))
-    assert world.calls == 2 * TEXTS
+    assert world.calls == ATTEMPTS * TEXTS
     assert len({output.value for output in world.outputs(topics.PERSONAS)}) == 1
     assert len(world.outputs(topics.UPGRADE_REQUESTS)) == 2
 
