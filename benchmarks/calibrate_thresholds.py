@@ -2,8 +2,8 @@
 
     .venv/bin/python benchmarks/calibrate_thresholds.py [--target 2.0] [--viewers 60] [--seed 1] [--out FILE]
 
-Prints, for calibration seeds and for reporting seeds that calibration never saw, false alarms per 1,000 events of stable
-viewers by class. Ends with one JSON object.
+Prints false alarms per 1,000 events of stable viewers by class, on calibration seeds and on reporting seeds that
+calibration never saw. Ends with one JSON object.
 """
 
 from __future__ import annotations
