@@ -174,7 +174,6 @@ class ReplayDriver:
             await self._drain()
             self._dying = None
         else:
-            await self._drain()
             self._place(item)
 
     async def _append_all(self, events: Iterable[Event]) -> None:

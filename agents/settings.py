@@ -28,7 +28,7 @@ class Settings:
     )
     kafka_sasl_mechanism: str = field(default="PLAIN", metadata={"help": "PLAIN, SCRAM-SHA-256, SCRAM-SHA-512"})
     kafka_username: str = field(default="", metadata={"help": "SASL user name"})
-    kafka_password: str = field(default="", metadata={"help": "SASL password", "secret": True})
+    kafka_password: str = field(default="", repr=False, metadata={"help": "SASL password", "secret": True})
     kafka_ca_file: str = field(default="", metadata={"help": "PEM file of the certificate authority, for SSL"})
     topic_prefix: str = field(default="", metadata={"help": "put before every topic name and consumer group"})
     partitions: int = field(default=4, metadata={"help": "partitions of every per-user topic"})
@@ -37,7 +37,7 @@ class Settings:
     cassandra_port: int = field(default=29042, metadata={"help": "native transport port"})
     cassandra_keyspace: str = field(default="personas", metadata={"help": "keyspace; `init` creates it"})
     cassandra_username: str = field(default="", metadata={"help": "user name, empty for none"})
-    cassandra_password: str = field(default="", metadata={"help": "password", "secret": True})
+    cassandra_password: str = field(default="", repr=False, metadata={"help": "password", "secret": True})
     cassandra_datacenter: str = field(
         default="", metadata={"help": "local data centre; empty takes the first contact point's"}
     )

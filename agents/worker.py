@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import signal
+import sys
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, suppress
 from enum import StrEnum
@@ -29,6 +30,10 @@ from streams import topics
 
 WAIT_SECONDS: Final = 2.0
 """Between attempts to reach what is absent at start."""
+CLOSE_SECONDS: Final = 5.0
+"""Limit for closing connections after the apps have stopped."""
+REPEAT_SECONDS: Final = 30.0
+REMEMBERED_MESSAGES: Final = 1000
 
 logger = logging.getLogger(__name__)
 
@@ -50,20 +55,23 @@ async def run_worker(settings: Settings, role: Role, telemetry: Telemetry, *, pa
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, ending.set)
-    parts = _Parts(ending)
-    async with AsyncExitStack() as clients:
-        starting = _task(_start(clients, parts, settings, role, telemetry, page=page))
-        try:
-            await asyncio.wait([starting, _task(ending.wait())], return_when=asyncio.FIRST_COMPLETED)
-            if starting.done():
-                starting.result()
-                logger.info("worker ready: %s", role)
-                await ending.wait()
-        finally:
-            starting.cancel()
-            with suppress(asyncio.CancelledError, Exception):
-                await starting
-            await parts.stop(settings.shutdown_seconds)
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(_Repeats())
+    parts, clients = _Parts(ending), AsyncExitStack()
+    starting = _task(_start(clients, parts, settings, role, telemetry, page=page))
+    try:
+        await asyncio.wait([starting, _task(ending.wait())], return_when=asyncio.FIRST_COMPLETED)
+        if starting.done():
+            starting.result()
+            logger.info("worker ready: %s", role)
+            await ending.wait()
+    finally:
+        starting.cancel()
+        with suppress(asyncio.CancelledError, Exception):
+            await starting
+        stopped = await parts.stop(settings.shutdown_seconds)
+        if not await _within(CLOSE_SECONDS, "a client", clients.aclose) or not stopped:
+            _end_at_once(telemetry)
     crashed = [app for app in parts.apps if app.crashed]
     for app in crashed:
         logger.error("%s failed: %r; stopped so that it is restarted", app.conf.id, app.crash_reason)
@@ -90,9 +98,9 @@ class _Parts:
         self.health[name] = health
         _task(app._crashed.wait()).add_done_callback(lambda _: self._ending.set())
 
-    async def stop(self, seconds: float) -> None:
-        """Stop all parts at once, so that one deadline holds for the whole worker."""
-        await asyncio.gather(*(_within(seconds, name, stop) for name, stop in self._stops.items()))
+    async def stop(self, seconds: float) -> bool:
+        """Stop all parts at once, so that one deadline holds for the whole worker. False if one did not stop."""
+        return all(await asyncio.gather(*(_within(seconds, name, stop) for name, stop in self._stops.items())))
 
 
 async def _start(
@@ -177,12 +185,47 @@ async def _until_ready(name: str, address: str, attempt: Callable[[], Awaitable[
             await asyncio.sleep(WAIT_SECONDS)
 
 
-async def _within(seconds: float, what: str, stop: Callable[[], Awaitable[Any]]) -> None:
-    """Stop something within the deadline; what does not stop is left to the end of the process."""
+async def _within(seconds: float, what: str, stop: Callable[[], Awaitable[Any]]) -> bool:
+    """Whether something stopped within the deadline. It is not cancelled then: Faust's waits ignore that."""
+    stopping = _task(stop())
+    await asyncio.wait([stopping], timeout=seconds)
+    if not stopping.done():
+        logger.error("%s did not stop within %.0f s; what is not committed will be read again", what, seconds)
+        return False
     try:
-        await asyncio.wait_for(stop(), seconds)
-    except TimeoutError:
-        logger.error("%s did not stop within %.0f s; its uncommitted records will be read again", what, seconds)
+        stopping.result()
+    except (Exception, asyncio.CancelledError):
+        logger.exception("%s did not stop cleanly", what)
+        return False
+    return True
+
+
+def _end_at_once(telemetry: Telemetry) -> None:
+    """End with status 1 past the deadline: tasks and threads that wait for a broker would keep the process."""
+    if (error := sys.exception()) is not None:
+        logger.error("%s", error)
+    telemetry.close()
+    logging.shutdown()
+    os._exit(1)
+
+
+class _Repeats(logging.Filter):
+    """Lets a Kafka client say the same once in a while: it reports many attempts a second while a broker is away."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._said: dict[str, float] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.levelno < logging.WARNING or not record.name.startswith("aiokafka"):
+            return True
+        message = record.getMessage()
+        if record.created - self._said.get(message, 0.0) < REPEAT_SECONDS:
+            return False
+        if len(self._said) >= REMEMBERED_MESSAGES:
+            self._said.clear()
+        self._said[message] = record.created
+        return True
 
 
 def _task(awaitable: Any) -> asyncio.Future[Any]:  # noqa: ANN401

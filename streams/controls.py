@@ -64,8 +64,9 @@ def _forget_video(state: State, video: int) -> None:
     """Take back the video's watches among the last events, and every place where it is evidence."""
     for i in range(int(state["ring_used"])):
         if int(state["ring_video"][i]) == video and int(state["ring_cluster"][i]) >= 0:
-            retract(state, int(state["ring_cluster"][i]), float(state["ring_weight"][i]), int(state["ring_ts"][i]))
-            state["ring_weight"][i] = 0
+            retract(state, int(state["ring_cluster"][i]), float(state["ring_counted"][i]), int(state["ring_ts"][i]))
+            # The weight stays, so that a later heartbeat of the same playback adds only what is new.
+            state["ring_counted"][i] = 0
             state["ring_video"][i] = 0
     hit = state["evidence_video"] == np.uint64(video)
     state["evidence_video"][hit] = 0

@@ -79,10 +79,11 @@ def advance(state: State, ts: int) -> None:
     state["last_ts"] = max(ts, last)
 
 
-def count_watch(state: State, cluster: int, weight: float, ts: int, video: int) -> int:
-    """Count one watch of `weight` (negative: a dislike) at `ts`; returns its slot.
+def count_watch(state: State, cluster: int, weight: float, ts: int, video: int, *, evidence: bool) -> tuple[int, float]:
+    """Count one watch of `weight` (negative: a dislike) at `ts`; returns its slot and how much of it was counted.
 
-    Call `advance` first. An event older than the state's time is decayed by days to its own time.
+    Call `advance` first. An event older than the state's time is decayed by days to its own time. `evidence`: keep the
+    video as evidence of the interest.
     """
     slot = seat(state, cluster)
     size = abs(weight)
@@ -94,25 +95,32 @@ def count_watch(state: State, cluster: int, weight: float, ts: int, video: int) 
     short, long = size * 2.0 ** (-late_days / SHORT_DAYS), size * 2.0 ** (-late_days / LONG_DAYS)
     if weight < 0:
         state["negative"][slot] = min(float(state["negative"][slot]) + long, MAXIMUM_COUNT)
-        return slot
+        return slot, -size
     state["short"][slot] = min(float(state["short"][slot]) + short, MAXIMUM_COUNT)
     state["long"][slot] = min(float(state["long"][slot]) + long, MAXIMUM_COUNT)
     state["short_squares"] += short * short
     state["long_squares"] += long * long
     state["evidence_mass"] += size
-    if weight >= QUALIFYING_WEIGHT:
+    if evidence:
         _keep_evidence(state, slot, video, ts)
-    return slot
+    return slot, size
 
 
-def retract(state: State, cluster: int, weight: float, ts: int) -> None:
-    """Take back a counted watch, decayed to now by days; counts stay at zero or above."""
+def retract(state: State, cluster: int, counted: float, ts: int) -> None:
+    """Take back what `count_watch` counted at `ts` (negative: a dislike), decayed to now by days; never below zero."""
     slot = slot_of(state, cluster)
-    if slot < 0 or weight <= 0:
+    if slot < 0 or counted == 0:
         return
     days = max(0, int(state["last_ts"]) - ts) / DAY_MS
-    for name, half_life in (("short", SHORT_DAYS), ("long", LONG_DAYS)):
-        state[name][slot] = max(0.0, float(state[name][slot]) - weight * 2.0 ** (-days / half_life))
+    short, long = (abs(counted) * 2.0 ** (-days / half_life) for half_life in (SHORT_DAYS, LONG_DAYS))
+    if counted < 0:
+        state["negative"][slot] = max(0.0, float(state["negative"][slot]) - long)
+        return
+    state["short"][slot] = max(0.0, float(state["short"][slot]) - short)
+    state["long"][slot] = max(0.0, float(state["long"][slot]) - long)
+    state["short_squares"] = max(0.0, float(state["short_squares"]) - short * short)
+    state["long_squares"] = max(0.0, float(state["long_squares"]) - long * long)
+    state["evidence_mass"] = max(0.0, float(state["evidence_mass"]) - abs(counted))
 
 
 def discount_old(state: State, factor: float) -> None:

@@ -41,6 +41,8 @@ CONFIDENCE_HALF: Final = 4.0
 MATURE_AFTER: Final = 80
 """Qualifying watches after which a persona is called mature."""
 MINIMUM_SIMILARITY: Final = 0.15
+PINNED_SHARE: Final = 0.05
+"""A pinned interest leads to novel topics as if it had at least this share."""
 MOVED: Final = 0.03
 """Change of share from which an interest is named as risen or fallen."""
 
@@ -227,14 +229,14 @@ def _novel(
                 or cluster in avoid
             ):
                 continue
-            gain = interest.share * similarity
+            gain = max(interest.share, PINNED_SHARE if interest.pinned else 0.0) * similarity
             scores[cluster] = scores.get(cluster, 0.0) + gain
             via[cluster] = max(via.get(cluster, (0.0, 0, "")), (gain, interest.cluster_id, interest.label))
     if not interests:
         return _popular(registry, consumed | avoid)
-    if not scores:
+    mean = sum(scores.values()) / len(scores) if scores else 0.0
+    if mean <= 0:
         return ()
-    mean = sum(scores.values()) / len(scores)
     ranked = sorted(scores, key=lambda cluster: (-round(scores[cluster], 9), cluster))
     chosen: list[int] = []
     used: dict[int, int] = {}

@@ -89,7 +89,7 @@ def run_rule(stream: Stream, clusters: int, policy: Policy, thresholds: Threshol
     for i, (ts, cluster) in enumerate(zip(stream.ts, stream.cluster, strict=True)):
         advance(state, ts)
         enter_session(state, ts, 0)
-        slot = count_watch(state, cluster, 1.0, ts, i + 1)
+        slot, _ = count_watch(state, cluster, 1.0, ts, i + 1, evidence=False)
         state["qualifying"] = int(state["qualifying"]) + 1
         observe(state, slot, cluster, prior, clusters, thresholds)
         reason = fired(state, ts, policy, thresholds)

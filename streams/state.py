@@ -89,7 +89,8 @@ STATE: Final = np.dtype(
         ("ring_video", "<u8", (RING,)),
         ("ring_ts", "<i8", (RING,)),
         ("ring_cluster", "<i4", (RING,)),
-        ("ring_weight", "<f4", (RING,)),
+        ("ring_weight", "<f4", (RING,)),  # what the event weighs
+        ("ring_counted", "<f4", (RING,)),  # how much of it was counted; negative: as a dislike
     ]
 )
 

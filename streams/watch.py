@@ -181,14 +181,15 @@ class WatchHandler:
         state = self._state(batch, event.user_id)
         if self._applied(state, record.offset):
             return Outcome.REPEATED
+        # Marked before anything that depends on the state: a control may change the answer before the commit.
+        batch.states[event.user_id] = state
+        self._mark(state, record.offset)
         if int(state["flags"]) & OPTED_OUT:
             return Outcome.OPTED_OUT
         behind = int(state["last_ts"]) - event.ts
         if behind > TOO_LATE_MS:
             detail = f"ts {event.ts} is {behind // DAY_MS} days before the viewer's newest event"
             return self._dead_letter(batch, record, Rejected(RejectReason.TOO_LATE, detail))
-        batch.states[event.user_id] = state
-        self._mark(state, record.offset)
         outcome = self._count(batch, state, event, record, late=behind > LATE_AFTER_MS)
         return Outcome.CLAMPED if decoded.clamped and outcome is Outcome.APPLIED else outcome
 
@@ -215,7 +216,9 @@ class WatchHandler:
             return outcome
         if gained == 0.0:
             return outcome
-        slot = count_watch(state, cluster, gained, event.ts, video)
+        qualifies = weight >= QUALIFYING_WEIGHT
+        slot, counted = count_watch(state, cluster, gained, event.ts, video, evidence=qualifies)
+        _credit(state, key, counted)
         if weight < QUALIFYING_WEIGHT or (credited or 0.0) >= QUALIFYING_WEIGHT:
             return outcome
         state["qualifying"] = int(state["qualifying"]) + 1
@@ -244,6 +247,7 @@ class WatchHandler:
     ) -> None:
         configuration = self._configuration
         react(state, reason)
+        state["flags"] = int(state["flags"]) & ~BOOTSTRAPPED
         shares = distribution(state, slot_priors(state, self.registry))
         context = build_context(
             user_id, state, shares, self.registry, reason, configuration.policy, configuration.thresholds
@@ -363,8 +367,9 @@ class WatchHandler:
         watches, gate = int(state["qualifying"]), self._configuration.policy.first_persona_after
         if watches < gate:
             return
-        identity = request_id(self._configuration.positions_id, self.partition, offset, Rule.COLD_START, user_id)
-        self._request(batch, state, user_id, Fired(Rule.COLD_START, float(watches), float(gate)), identity)
+        rule = Rule.MATURITY if state["student_sequence"] else Rule.COLD_START
+        identity = request_id(self._configuration.positions_id, self.partition, offset, rule, user_id)
+        self._request(batch, state, user_id, Fired(rule, float(watches), float(gate)), identity)
 
     # Markers
 
@@ -425,11 +430,18 @@ def _credited(state: State, key: int) -> float | None:
     return None
 
 
+def _credit(state: State, key: int, counted: float) -> None:
+    """Note how much of an event was counted, for taking it back."""
+    place = int(np.nonzero(state["ring_key"][: int(state["ring_used"])] == np.uint64(key))[0][0])
+    state["ring_counted"][place] += counted
+
+
 def _remember(state: State, key: int, video: int, ts: int, cluster: int, weight: float) -> None:
     used = int(state["ring_used"])
     place = next((i for i in range(used) if int(state["ring_key"][i]) == key), -1)
     if place < 0:
         place = int(state["ring_next"])
+        state["ring_counted"][place] = 0
         state["ring_next"] = (place + 1) % RING
         state["ring_used"] = min(used + 1, RING)
     state["ring_key"][place], state["ring_video"][place], state["ring_ts"][place] = key, video, ts

@@ -9,7 +9,7 @@ import numpy as np
 import orjson
 import pytest
 
-from agents.replay import AdoptRegistry, EndBootstrap, Event, Item, ReplayDriver, as_bootstrap
+from agents.replay import AdoptRegistry, Crash, EndBootstrap, Event, Item, ReplayDriver, Step, as_bootstrap
 from streams import topics
 from streams.state import OPTED_OUT, STATE, StateError, from_bytes, new_state, to_bytes
 from streams.watch import MAXIMUM_RECORD_BYTES, Outcome, highest_markers
@@ -252,3 +252,70 @@ def test_a_state_survives_its_bytes_and_refuses_others() -> None:
     with pytest.raises(StateError, match="layout 99"):
         from_bytes(to_bytes(state))
     assert STATE.itemsize < 2500
+
+
+async def test_a_pin_without_any_watch_gives_an_interest_and_no_division_by_zero() -> None:
+    hidden = [
+        *watches("ann", [3] * 8),
+        control("ann", "hide", cluster_id=3),
+        control("ann", "pin", START + 1, cluster_id=5),
+    ]
+    driver = await run(hidden, template_after=5)
+    last = requests(driver)[-1]
+    assert [interest["cluster_id"] for interest in last["context"]["interests"]] == [5]
+    assert all(novel["lift"] > 0 for novel in last["context"]["novel"])
+
+
+async def test_what_was_watched_while_opted_out_stays_out_through_a_crash() -> None:
+    """Opting out and in lies within one batch that was written and not committed."""
+    away = watches("ann", [2] * 6, start=START + DAY)
+    log: list[Item] = [
+        *watches("ann", [0] * 3),
+        control("ann", "opt_out"),
+        *away,
+        control("ann", "opt_in", START + 1),
+    ]
+    calm, crashed = await run(log), await run([*log, Crash(Step.STATES)])
+    assert crashed.states == calm.states
+    assert count(crashed, "ann", 2) == 0
+
+
+async def test_a_late_event_before_an_erasure_stays_out_through_a_crash() -> None:
+    log: list[Item] = [
+        event("ann", "c0v0", START + 60 * DAY),
+        event("ann", "c1v0", START, append=START + 60 * DAY),
+        control("ann", "erase"),
+    ]
+    calm, crashed = await run(log), await run([*log, Crash(Step.STATES)])
+    assert crashed.states == calm.states
+    assert count(crashed, "ann", 1) == 0
+
+
+async def test_heartbeats_become_evidence_when_together_they_qualify() -> None:
+    beats = [event("ann", "c0v0", START + i, playback_id="p", watch_fraction=(i + 1) / 10) for i in range(10)]
+    state = from_bytes((await run([*beats])).states["ann"])
+    assert [REGISTRY.video_of(int(key)) for key in state["evidence_video"].reshape(-1) if key] == ["c0v0"]
+
+
+async def test_forgetting_takes_back_only_what_was_counted_and_dislikes_too() -> None:
+    evening = [event("ann", f"c0v{i % 10}", START + i * MINUTE) for i in range(12)]
+    forgotten = control("ann", "forget_video", video_id="c0v9")
+    assert count(await run([*evening, forgotten]), "ann", 0) > 3
+    dislike = event("ann", "c1v0", START, action="not_interested")
+    driver = await run([dislike, control("ann", "forget_video", video_id="c1v0")])
+    assert count(driver, "ann", 1, "negative") == 0
+
+
+async def test_the_next_heartbeat_of_a_forgotten_playback_adds_only_what_is_new() -> None:
+    first = event("ann", "c0v0", START, playback_id="p", watch_fraction=0.8)
+    second = event("ann", "c0v0", START + 1, playback_id="p", watch_fraction=0.9)
+    driver = await run([first, control("ann", "forget_video", video_id="c0v0"), second])
+    assert count(driver, "ann", 0) == pytest.approx(0.1, abs=0.01)
+    assert int(from_bytes(driver.states["ann"])["qualifying"]) == 1
+
+
+async def test_a_viewer_who_got_a_persona_during_the_load_is_not_requested_again() -> None:
+    history = [as_bootstrap(item) for item in watches("ann", [0, 1] * 12)]
+    live = watches("ann", [0, 1], start=START + 2 * DAY)
+    driver = await run([*history, *live, EndBootstrap()])
+    assert [request["rule"] for request in requests(driver)] == ["cold_start"]
