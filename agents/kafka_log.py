@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Any, Final
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.errors import (
+    GroupCoordinatorNotAvailableError,
+    GroupLoadInProgressError,
+    NotCoordinatorForGroupError,
+)
 
 from agents.kafka_admin import aiokafka_options
 from agents.settings import Settings
+
+COORDINATOR_ATTEMPTS: Final = 20
 
 
 class KafkaLog:
@@ -30,15 +37,26 @@ class KafkaLog:
     async def committed(self, group: str, topic: str, partition: int) -> int:
         """First offset the group has not committed, or the log's beginning. `group` is the full name."""
         tp = self._partition(topic, partition)
+        committed = await self._group_offset(group, tp)
+        beginnings = await (await self._connected()).beginning_offsets([tp])
+        return max(committed, int(beginnings[tp]))
+
+    async def _group_offset(self, group: str, tp: TopicPartition) -> int:
+        """The committed offset, -1 without one. A new cluster's coordinator is not there at once, so it is asked again."""
         admin = AIOKafkaAdminClient(**aiokafka_options(self._settings))
         await admin.start()
         try:
-            offsets = await admin.list_consumer_group_offsets(group, partitions=[tp])
+            for left in reversed(range(COORDINATOR_ATTEMPTS)):
+                try:
+                    offsets = await admin.list_consumer_group_offsets(group, partitions=[tp])
+                    return int(offsets[tp].offset) if tp in offsets else -1
+                except (GroupCoordinatorNotAvailableError, NotCoordinatorForGroupError, GroupLoadInProgressError):
+                    if not left:
+                        raise
+                    await asyncio.sleep(0.5)
         finally:
             await admin.close()
-        committed = int(offsets[tp].offset) if tp in offsets else -1
-        beginnings = await (await self._connected()).beginning_offsets([tp])
-        return max(committed, int(beginnings[tp]))
+        raise AssertionError("the last attempt returns or raises")
 
     async def read(self, topic: str, partition: int) -> AsyncIterator[Any]:
         """Every record from the beginning to the end that the partition has now."""
@@ -53,6 +71,21 @@ class KafkaLog:
                     for record in (await consumer.getmany(tp, timeout_ms=500)).get(tp, ()):
                         if record.offset < end:
                             yield record
+            finally:
+                consumer.unsubscribe()
+
+    async def is_empty(self, topic: str, partition: int, start: int, end: int) -> bool:
+        """Whether no record stands at offsets start <= offset < end: only gaps, as transaction markers leave them."""
+        tp = self._partition(topic, partition)
+        consumer = await self._connected()
+        async with self._reading:
+            consumer.assign([tp])
+            try:
+                consumer.seek(tp, start)
+                while await consumer.position(tp) < end:
+                    for record in (await consumer.getmany(tp, timeout_ms=500, max_records=1)).get(tp, ()):
+                        return bool(record.offset >= end)
+                return True
             finally:
                 consumer.unsubscribe()
 

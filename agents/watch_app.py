@@ -35,9 +35,12 @@ from streams.decoding import Rejected, decode_control
 from streams.positions import Position, PositionKind, Recorded, decode_position, encode_position
 from streams.records import encode
 from streams.registry import Registry
+from streams.topics import DAY_MS
 from streams.watch import Batch, InputRecord, Output, WatchConfiguration, WatchHandler, highest_markers
 
 BATCH_RECORDS: Final = 1000
+RENEW_MS: Final = 14 * DAY_MS
+"""Age from which the record of the registry in force is written again: half the retention of positions."""
 QUIET_SECONDS: Final = 1.0
 """How often positions are looked for that no watch event brings about."""
 
@@ -172,8 +175,7 @@ class WatchApp:
     async def _apply_quiet_positions(self) -> None:
         """Open assigned partitions, and apply positions behind which no record follows.
 
-        Offsets can have gaps (transaction markers), so a partition is also at its end when Faust has read past the
-        position and every record it delivered is handled.
+        Offsets can have gaps (transaction markers), so a position is also due when the log holds nothing before it.
         """
         while not self.app.should_stop:
             await self.app.sleep(QUIET_SECONDS)
@@ -185,19 +187,16 @@ class WatchApp:
                 async with self._locks[tp.partition]:
                     if tp in self.app.consumer.assignment() and self.recovered:
                         handler = await self._handler(tp.partition)
-                        await self._skip_gap(handler, tp)
+                        await self._skip_gap(handler)
                         await self._apply_due(handler)
 
-    async def _skip_gap(self, handler: WatchHandler, tp: Any) -> None:  # noqa: ANN401
-        waiting = handler.schedule.waiting()
-        if waiting is None or waiting <= self._next_offsets[tp.partition]:
+    async def _skip_gap(self, handler: WatchHandler) -> None:
+        """Pass over offsets before a waiting position at which the log holds nothing."""
+        waiting, next_offset = handler.schedule.waiting(), self._next_offsets[handler.partition]
+        if waiting is None or waiting <= next_offset:
             return
-        unhandled = any(message.tp == tp for message in self.app.consumer.unacked)
-        position = await self.app.consumer.position(tp)
-        if not unhandled and position is not None and position >= waiting:
-            await asyncio.sleep(QUIET_SECONDS)
-            if not any(message.tp == tp for message in self.app.consumer.unacked):
-                self.advance(tp.partition, waiting)
+        if await self._log.is_empty(topics.WATCH_EVENTS, handler.partition, next_offset, waiting):
+            self.advance(handler.partition, waiting)
 
     # Partitions
 
@@ -209,10 +208,8 @@ class WatchApp:
         start = await self._log.committed(self.app.conf.id, topics.WATCH_EVENTS, partition)
         end = await self._log.end(topics.WATCH_EVENTS, partition)
         self._refuse_truncated_log(partition, end)
-        recorded = [
-            Recorded(record.offset, decode_position(record.value))
-            async for record in self._log.read(topics.WATCH_POSITIONS, partition)
-        ]
+        log = [record async for record in self._log.read(topics.WATCH_POSITIONS, partition)]
+        recorded = [Recorded(record.offset, decode_position(record.value)) for record in log]
         in_force = [
             item.item.registry_version
             for item in recorded
@@ -225,18 +222,23 @@ class WatchApp:
         for item in recorded:
             handler.schedule.add(item)
         handler.schedule.skip(start)
-        await self._adopt_registry(handler, recorded, start, end)
+        adopted = [item for item in recorded if item.item.kind is PositionKind.REGISTRY]
+        times = {record.offset: record.timestamp for record in log}
+        renewed = time.time() * 1000 - times[adopted[-1].offset] < RENEW_MS if adopted else False
+        await self._adopt_registry(handler, [item.item for item in adopted], start, end, renewed=renewed)
         self._handlers[partition], self._next_offsets[partition] = handler, start
         logger.info("watch partition %d opened at offset %d", partition, start)
         await self._apply_due(handler)
         return handler
 
-    async def _adopt_registry(self, handler: WatchHandler, recorded: Sequence[Recorded], start: int, end: int) -> None:
+    async def _adopt_registry(
+        self, handler: WatchHandler, adopted: Sequence[Position], start: int, end: int, *, renewed: bool
+    ) -> None:
         """Record where this worker's registry version takes effect, unless the partition has it, or a later one.
 
-        A worker of a rolling restart that still has the older version works with the one in force.
+        A worker of a rolling restart that still has the older version works with the one in force. A record that would
+        soon be past the topic's retention (`renewed` false) is written again.
         """
-        adopted = [r.item for r in recorded if r.item.kind is PositionKind.REGISTRY]
         own = self._registry
         if adopted and adopted[-1].registry_lineage != own.lineage:
             raise WorkerError(
@@ -244,7 +246,8 @@ class WatchApp:
                 f"version {adopted[-1].registry_version} counted. Adopt a version made by `personas clusters extend`, "
                 "or start over under another PERSONAS_TOPIC_PREFIX."
             )
-        if adopted and (adopted[-1].registry_version or 0) >= own.version:
+        latest = adopted[-1].registry_version or 0 if adopted else 0
+        if adopted and (latest > own.version or (latest == own.version and renewed)):
             return
         position = end if adopted else start
         item = Position(PositionKind.REGISTRY, position, registry_version=own.version, registry_lineage=own.lineage)

@@ -149,8 +149,9 @@ class Demo:
             for task in (acting, watching):
                 task.cancel()
             await asyncio.gather(acting, watching, return_exceptions=True)
-            if not acting.cancelled() and (error := acting.exception()) is not None:
-                raise error
+            for task in (acting, follower):
+                if task.done() and not task.cancelled() and (error := task.exception()) is not None:
+                    raise error
             if self.seconds is None:
                 return 0
             await asyncio.sleep(1.0)  # the last records reach the follower
@@ -175,7 +176,7 @@ class Demo:
         )
 
     async def _wait_for_workers(self, story: Story, stopping: asyncio.Event) -> None:
-        """Until the page is announced and both watch workers are in the group."""
+        """Until the page is announced."""
         pid = self.workers["persona"].pid
         announcement = self.settings.data_folder / "workers" / f"{pid}.json"
         while not announcement.exists() and not stopping.is_set():
