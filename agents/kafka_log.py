@@ -42,7 +42,7 @@ class KafkaLog:
         return max(committed, int(beginnings[tp]))
 
     async def _group_offset(self, group: str, tp: TopicPartition) -> int:
-        """The committed offset, -1 without one. A new cluster's coordinator is not there at once, so it is asked again."""
+        """The committed offset, -1 without one. A new cluster has no coordinator at once, so it is asked again."""
         admin = AIOKafkaAdminClient(**aiokafka_options(self._settings))
         await admin.start()
         try:

@@ -255,7 +255,7 @@ def test_a_state_survives_its_bytes_and_refuses_others() -> None:
 
 
 async def test_a_pin_without_any_watch_gives_an_interest_and_no_division_by_zero() -> None:
-    hidden = [
+    hidden: list[Item] = [
         *watches("ann", [3] * 8),
         control("ann", "hide", cluster_id=3),
         control("ann", "pin", START + 1, cluster_id=5),
