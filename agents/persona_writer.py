@@ -705,12 +705,15 @@ class PersonaWriter:
             request.user_id, persona.version, request.epoch, request.request_id, str(persona.tier), body
         )
         job.landing = True
-        with self._telemetry.span("store.write"):
-            await self._stored("put", lambda: self._store.put(row))
         latest = await self._latest(request.user_id)
+        # Another owner of the partition may have answered while this worker was frozen: what is stored stays.
+        if latest is None or latest.version != row.version or not _answers(latest, request):
+            with self._telemetry.span("store.write"):
+                await self._stored("put", lambda: self._store.put(row))
+            latest = await self._latest(request.user_id)
         if latest is None or latest.version != row.version:
             return False
-        await self._publish_persona(job, body, upgrade=written.upgrade)
+        await self._publish_persona(job, latest.body, upgrade=written.upgrade)
         self._telemetry.count(PERSONAS, 1, row.tier)
         delay = max(0, self._clock() - job.record.timestamp) / 1000
         self._telemetry.observe(PERSONA_SECONDS, delay, row.tier)

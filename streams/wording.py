@@ -543,10 +543,10 @@ _REASONS: Final = (
     "Since V goes down well, L might too.",
 )
 _REASONS_ALONE: Final = (
-    "L is close to what is watched already.",
+    "L could be worth a first look.",
     "It could be a good time to try L.",
     "There may be something new to find in L.",
-    "Much of what is liked leads to L.",
+    "There may be something to like in L.",
     "Worth a look next is L.",
 )
 _SUMMARIES: Final = (
