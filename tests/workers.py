@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from inspect import isawaitable
 from pathlib import Path
@@ -78,8 +78,10 @@ class Workers:
         self._folder = folder
         self.all: list[WorkerProcess] = []
 
-    def start(self, role: str = "watch", *, page: bool = False, **environment: str) -> WorkerProcess:
-        """Start one; it may take seconds until it consumes."""
+    def start(
+        self, role: str = "watch", *, page: bool = False, environment: Mapping[str, str] | None = None
+    ) -> WorkerProcess:
+        """Start one, with more variables if given; it may take seconds until it consumes."""
         number = len(self.all)
         path = self._folder / f"worker-{number}-{role}.log"
         with path.open("wb") as log:
@@ -89,7 +91,7 @@ class Workers:
                     "PATH": "/usr/bin:/bin",
                     TEST_MARK: os.environ[TEST_MARK],
                     **self._settings.environment(),
-                    **environment,
+                    **(environment or {}),
                 },
                 stdout=log,
                 stderr=log,
