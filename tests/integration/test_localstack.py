@@ -46,11 +46,23 @@ def _session(stack: Stack) -> Iterator[Any]:
         cluster.shutdown()
 
 
+def _end(consumer: Consumer, partition: TopicPartition) -> int:
+    """End of the log. A broker that just came back answers before every partition has its leader."""
+    limit = time.monotonic() + 30
+    while True:
+        try:
+            return int(consumer.get_watermark_offsets(partition, timeout=20)[1])
+        except KafkaException:
+            if time.monotonic() > limit:
+                raise
+            time.sleep(0.5)
+
+
 def _read(stack: Stack, topic: str) -> list[bytes | None]:
     consumer = Consumer({"bootstrap.servers": stack.kafka_bootstrap, "group.id": "unused", "enable.auto.commit": False})
     try:
         partition = TopicPartition(topic, 0, 0)
-        _, end = consumer.get_watermark_offsets(partition, timeout=20)
+        end = _end(consumer, partition)
         consumer.assign([partition])
         return [message.value() for message in consumer.consume(end, timeout=20)]
     finally:
