@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 
 import click
@@ -28,11 +29,14 @@ def demo(seconds: float | None, web_port: int | None) -> None:
     """
     from rich.console import Console
 
+    from agents.cli.stack import interrupt
     from agents.demo.run import Demo, DemoError
     from agents.localstack.assets import AssetError
     from agents.localstack.parts import StackError
     from agents.localstack.ports import PortError
 
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, interrupt)
     try:
         status = Demo(load_settings(web_port=web_port), seconds, Console(highlight=False)).run()
     except (DemoError, AssetError, StackError, PortError) as error:

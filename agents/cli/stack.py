@@ -65,7 +65,9 @@ def up(only: tuple[str, ...], port_offset: int, data_folder: Path | None, as_jso
     that workers and stack agree.
     """
     settings = load_settings(data_folder=data_folder)
-    signal.signal(signal.SIGTERM, _interrupt)
+    # SIGINT too: a shell without job control starts background commands with it ignored.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, interrupt)
     try:
         shifted = ports_of(settings).shifted(port_offset)
         ports = dataclasses.replace(shifted, **{n: v for n in _PORT_NAMES if (v := flags[f"port_{n}"]) is not None})
@@ -132,5 +134,6 @@ def _print_json(value: dict[str, Any]) -> None:
     click.echo(orjson.dumps(value, option=orjson.OPT_INDENT_2))
 
 
-def _interrupt(number: int, frame: FrameType | None) -> None:
+def interrupt(number: int, frame: FrameType | None) -> None:
+    """A signal handler: end as Ctrl-C does, so that what was started is stopped."""
     raise KeyboardInterrupt
