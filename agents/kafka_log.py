@@ -41,6 +41,13 @@ class KafkaLog:
         beginnings = await (await self._connected()).beginning_offsets([tp])
         return max(committed, int(beginnings[tp]))
 
+    async def lag(self, group: str, topic: str) -> int:
+        """Records of the topic that the group has not committed, over all partitions. `group` is the full name."""
+        left = 0
+        for partition in range(self._settings.partitions):
+            left += await self.end(topic, partition) - await self.committed(group, topic, partition)
+        return left
+
     async def _group_offset(self, group: str, tp: TopicPartition) -> int:
         """The committed offset, -1 without one. A new cluster has no coordinator at once, so it is asked again."""
         admin = AIOKafkaAdminClient(**aiokafka_options(self._settings))

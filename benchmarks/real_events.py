@@ -49,14 +49,6 @@ def environment(settings: Settings) -> dict[str, str]:
     return own | settings.environment()
 
 
-async def lag(log: KafkaLog, settings: Settings, group: str, topic: str) -> int:
-    left = 0
-    for partition in range(settings.partitions):
-        end = await log.end(topic, partition)
-        left += end - await log.committed(prefixed(settings, group), topic, partition)
-    return left
-
-
 async def until_done(settings: Settings, workers: Sequence[subprocess.Popen[bytes]]) -> None:
     log = KafkaLog(settings)
     groups = (
@@ -66,7 +58,7 @@ async def until_done(settings: Settings, workers: Sequence[subprocess.Popen[byte
     )
     try:
         while True:
-            left = [await lag(log, settings, group, topic) for group, topic in groups]
+            left = [await log.lag(prefixed(settings, group), topic) for group, topic in groups]
             print(f"still to read: events {left[0]:,}, controls {left[1]}, requests {left[2]:,}", file=sys.stderr)
             if not any(left):
                 return

@@ -263,7 +263,7 @@ class Demo:
         log = KafkaLog(self.settings)
         try:
             while True:
-                lag = await _lag(log, self.settings)
+                lag = await log.lag(prefixed(self.settings, topics.WATCH_APP), topics.WATCH_EVENTS)
                 if lag == 0 and story.board.answered():
                     story.say("all events counted, all requests answered")
                     return
@@ -354,15 +354,6 @@ async def _follow(settings: Settings, story: Story) -> None:
                 story.on_persona(decode_persona(record.value), record.value, record.timestamp)
     finally:
         await consumer.stop()
-
-
-async def _lag(log: KafkaLog, settings: Settings) -> int:
-    lag = 0
-    group = prefixed(settings, topics.WATCH_APP)
-    for partition in range(settings.partitions):
-        end = await log.end(topics.WATCH_EVENTS, partition)
-        lag += end - await log.committed(group, topics.WATCH_EVENTS, partition)
-    return lag
 
 
 def _sources(
