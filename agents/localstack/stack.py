@@ -124,9 +124,7 @@ class LocalStack:
                 starts.extend(
                     pool.submit(self._start, name, name in missing, assets, cancelled, progress) for name in chosen
                 )
-                done, _ = wait(starts, return_when=FIRST_EXCEPTION)
-                for start in done:
-                    start.result()
+                _wait_for_all(starts)
             except BaseException:
                 cancelled.set()
                 with _uninterrupted():
@@ -269,6 +267,18 @@ def _address(ports: Mapping[str, int]) -> str:
 
 def _listed(ports: Mapping[str, int]) -> str:
     return ", ".join(f"{name} {port}" for name, port in ports.items())
+
+
+def _wait_for_all(starts: Sequence[Future[None]]) -> None:
+    """Wait until all are done; raises what the first that failed raised.
+
+    In steps: a signal that arrives just before a wait without limit begins is only seen when that wait ends.
+    """
+    pending = set(starts)
+    while pending:
+        done, pending = wait(pending, timeout=1.0, return_when=FIRST_EXCEPTION)
+        for start in done:
+            start.result()
 
 
 @contextmanager
