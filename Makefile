@@ -7,6 +7,8 @@ MAKEFLAGS += --no-builtin-rules
 
 # A Python 3.11 or 3.12 to build .venv with; empty: the first that works.
 PYTHON ?=
+# Seed of benchmarks; empty: their own.
+SEED ?=
 # Seconds until `make demo` ends by itself; empty: at Ctrl-C.
 SECONDS ?=
 UV ?= uv
@@ -16,12 +18,13 @@ BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --no-input --require-hashes --only-binary=:all:
 PYTHONS := $(or $(PYTHON),python3.11 python3.12 python3 /usr/bin/python3.11 /usr/bin/python3.12 $(wildcard $(HOME)/.pyenv/versions/3.1[12].*/bin/python3))
 
-.PHONY: help setup demo test lint lock clean
+.PHONY: help setup demo test lint bench-drift lock clean
 
 help:
 	@echo 'make demo [SECONDS=120]   the whole system on this machine, with simulated viewers'
 	@echo 'make test                 lint, types and every test, on real Kafka, Cassandra and Triton'
 	@echo 'make lint                 ruff and mypy alone'
+	@echo 'make bench-drift [SEED=1] the refresh rule beside others, on simulated viewers'
 	@echo 'make setup                what the others need: .venv, jars, weights (PYTHON=... chooses the Python)'
 	@echo 'make lock                 rewrite the locks of requirements/ (needs uv)'
 	@echo 'make clean                stop the local stack; remove .venv, downloads and data'
@@ -39,6 +42,9 @@ lint: .venv/.stamp-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+bench-drift: .venv/.stamp-dev
+	@exec $(BIN)/python -m benchmarks.drift $(if $(SEED),--seed $(SEED))
 
 # A stamp is newer than what its step was made from.
 .venv/.stamp-python:
