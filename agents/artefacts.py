@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from hashlib import sha256
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import orjson
 
-from agents.clusters.files import PACKAGED, RegistryError, load_registry, packaged_registry
+from agents.clusters.files import PACKAGED, RegistryError, load_registry, packaged_registry, read_manifest
 from agents.event_decoder import load_decoder
 from agents.settings import Settings, SettingsError
 from streams import topics
@@ -24,13 +25,14 @@ from streams.watch import WatchConfiguration
 
 
 def load_thresholds(path: Path) -> Thresholds:
-    """The calibrated artefact at `path`, or the packaged one. Raises SettingsError."""
+    """The calibrated artefact at `path`, or the packaged one, named with its checksum. Raises SettingsError."""
     try:
         if path == Path():
             text = resources.files("agents.data").joinpath("thresholds.json").read_bytes()
         else:
             text = path.read_bytes()
-        return read_thresholds(orjson.loads(text))
+        thresholds = read_thresholds(orjson.loads(text))
+        return replace(thresholds, name=f"{thresholds.name}@{sha256(text).hexdigest()[:8]}")
     except (OSError, ValueError, ThresholdsError) as error:
         raise SettingsError(f"PERSONAS_THRESHOLDS={path}: {error}") from error
 
@@ -44,16 +46,18 @@ def load_current_registry(settings: Settings) -> Registry:
 
 
 def registry_versions(settings: Settings, current: Registry) -> Callable[[int], Registry]:
-    """Registry by version: the current one, or an older one from a folder beside it."""
+    """Registry by version: the current one, or another of its lineage from a folder beside it.
+
+    Folders that hold something else are passed over. Asking for a version that is not there raises SettingsError.
+    """
 
     @functools.cache
     def version(number: int) -> Registry:
         if number == current.version:
             return current
         for folder in _registry_folders(settings):
-            found = load_registry(folder)
-            if found.version == number and found.lineage == current.lineage:
-                return found
+            if _holds(folder, number, current.lineage):
+                return load_registry(folder)
         raise SettingsError(
             f"registry version {number} is in force for events still to be read, but only version {current.version} is "
             f"here: put the folder of version {number} beside PERSONAS_REGISTRY={settings.registry}"
@@ -81,6 +85,14 @@ class EventFormat:
             return bytes(user_id.encode())
         except Exception:  # whatever the operator's decoder raises or returns: decoding the record says what is wrong
             return None
+
+
+def _holds(folder: Path, version: int, lineage: str) -> bool:
+    try:
+        manifest = read_manifest(folder)
+    except RegistryError:  # of an older format, say: nothing that this version could use
+        return False
+    return bool(manifest["version"] == version and manifest.get("lineage") == lineage)
 
 
 def _registry_folders(settings: Settings) -> list[Path]:

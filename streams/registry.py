@@ -2,30 +2,47 @@
 
 The arrays are handed in (`agents.clusters.files.load_registry` memory-maps them), so that nothing here
 touches a disk and opening a snapshot of ten million videos costs no loop over them. Looking up is a binary
-search over sorted 64-bit keys.
+search over sorted 64-bit keys, within the few rows whose keys begin with the same bits.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
+from types import MappingProxyType
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
-from streams.identifiers import video_key
+from streams.identifiers import video_key, video_keys
 from streams.records import UNASSIGNED
+
+_ROWS_PER_BUCKET: Final = 8
+_LEAST_PRIOR: Final = 1e-12
+"""No cluster is impossible: what a viewer watched is compared with it."""
+
+
+class Wording(StrEnum):
+    """Whose words a card holds: the cluster's own, its parent's (too few viewers for its own), or none at all."""
+
+    OWN = "own"
+    PARENT = "parent"
+    NONE = "none"
 
 
 @dataclass(frozen=True, slots=True)
 class ClusterCard:
-    """What is known about one interest cluster.
+    """What is known about one interest cluster. All its text may be shown: what may not was left out at the build.
 
-    label: at most 5 words, lower case, unique in its registry. query: 3 to 8 words for retrieval. titles:
-    up to 5 distinct titles nearest to the centroid. terms: the most distinctive terms, best first. support:
+    label: at most 5 words, lower case, unique among cards in their own words. query: 3 to 8 words for retrieval.
+    titles: up to 5 distinct titles nearest to the centroid. terms: the most distinctive terms, best first. support:
     videos in the cluster. prior: smoothed global share, 0..1. cohesion: mean cosine of the members to the
     centroid, -1..1. sensitive: touches health, religion, politics and the like. viewers: distinct viewers
-    in the event log the registry was built with; None without one.
+    in the event log the registry was built with; None without one. parent: id of its parent card. coherent: its
+    videos are closer to each other than chance brings them; otherwise it is a grab-bag. wording: whose label and query
+    these are; titles and terms are empty unless they are its own.
     """
 
     cluster_id: int
@@ -38,6 +55,33 @@ class ClusterCard:
     cohesion: float
     sensitive: bool
     viewers: int | None = None
+    parent: int = 0
+    coherent: bool = True
+    wording: Wording = Wording.OWN
+
+    @property
+    def statable(self) -> bool:
+        """Whether a persona may name it. It is counted all the same."""
+        return self.coherent and not self.sensitive and self.wording is not Wording.NONE
+
+    @property
+    def suggestible(self) -> bool:
+        """Whether a persona may propose it as a new topic: only in its own words, a parent's may be old news."""
+        return self.statable and self.wording is Wording.OWN
+
+
+@dataclass(frozen=True, slots=True)
+class ParentCard:
+    """What is known about a group of close clusters; label, query, titles and terms as on a ClusterCard.
+
+    All are empty if too few viewers stand behind them.
+    """
+
+    parent_id: int
+    label: str
+    query: str
+    titles: tuple[str, ...]
+    terms: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,21 +108,37 @@ class Neighbours:
 
 @dataclass(frozen=True, slots=True)
 class VideoTable:
-    """Every known video, by ascending key: keys (V,) uint64, clusters (V,) int32, and the rows' ids and titles."""
+    """Every known video, by ascending key: keys (V,) uint64, clusters (V,) int32, and the rows' ids and titles.
+
+    buckets: `bucket_offsets` of the keys.
+    """
 
     keys: npt.NDArray[np.uint64]
     clusters: npt.NDArray[np.int32]
     ids: TextColumn
     titles: TextColumn
+    buckets: npt.NDArray[np.uint32]
+
+
+def bucket_offsets(keys: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint32]:
+    """Where to look for a key: those whose first b bits are i are in rows [offsets[i], offsets[i + 1]) of `keys`.
+
+    (2**b + 1,), with b such that a bucket holds 4 to 8 keys on average. `keys` ascend; there are less than 2**32.
+    """
+    bits = max(1, (len(keys) // _ROWS_PER_BUCKET).bit_length())
+    first = np.arange(2**bits, dtype=np.uint64) << np.uint64(64 - bits)
+    return np.append(np.searchsorted(keys, first), len(keys)).astype(np.uint32)
 
 
 class Registry:
     """One version of the clusters and of the videos in them.
 
-    version: grows by one with every extension. checksum: of all content, so equal checksums mean equal
-    answers. lineage: checksum of the clusters alone; cluster ids of two registries mean the same only if it
-    is equal. cards: by cluster id. cluster_ids (K,) int32 ascending is the index into `prior` (K,) float64,
-    which sums to 1.
+    version: grows by one with every extension or rebuild. checksum: of all content, so equal checksums mean equal
+    answers. lineage: names the id space: cluster ids of two registries mean the same only if it is equal, and an
+    id is never given twice in it. successors: for every id retired in the lineage so far, the live cluster that
+    most of its videos went to, UNASSIGNED (-1) if none. cards: by cluster id. cluster_ids (K,) int32 ascending is the
+    index into `prior` (K,) float64, which sums to 1; `prior_by_id` is the same indexed by cluster id, 0 where retired.
+    parents: cards of the groups that the clusters form, by parent id, which says nothing about other versions.
     """
 
     __slots__ = (
@@ -89,7 +149,10 @@ class Registry:
         "checksum",
         "cluster_ids",
         "lineage",
+        "parents",
         "prior",
+        "prior_by_id",
+        "successors",
         "version",
     )
 
@@ -102,15 +165,21 @@ class Registry:
         cards: Sequence[ClusterCard],
         neighbours: Neighbours,
         videos: VideoTable,
+        successors: Mapping[int, int] = MappingProxyType({}),
+        parents: Sequence[ParentCard] = (),
     ) -> None:
         ordered = sorted(cards, key=lambda card: card.cluster_id)
-        prior = np.array([card.prior for card in ordered], dtype=np.float64)
+        prior = np.array([max(card.prior, _LEAST_PRIOR) for card in ordered], dtype=np.float64)
         self.version = version
         self.checksum = checksum
         self.lineage = lineage
+        self.successors = successors
+        self.parents: Mapping[int, ParentCard] = {parent.parent_id: parent for parent in parents}
         self.cards: Mapping[int, ClusterCard] = {card.cluster_id: card for card in ordered}
         self.cluster_ids: npt.NDArray[np.int32] = np.array([card.cluster_id for card in ordered], dtype=np.int32)
         self.prior: npt.NDArray[np.float64] = prior / prior.sum()
+        self.prior_by_id: npt.NDArray[np.float64] = np.zeros(int(self.cluster_ids.max(initial=-1)) + 1)
+        self.prior_by_id[self.cluster_ids] = self.prior
         self._row_of_cluster = {card.cluster_id: row for row, card in enumerate(ordered)}
         self._neighbours = neighbours
         self._videos = videos
@@ -126,16 +195,23 @@ class Registry:
 
     def clusters_of(self, video_ids: Sequence[str]) -> npt.NDArray[np.int32]:
         """Clusters of many videos, (len(video_ids),); UNASSIGNED (-1) where `cluster_of` gives it."""
-        return self.clusters_of_keys(np.fromiter(map(video_key, video_ids), np.uint64, len(video_ids)))
+        return self.clusters_of_keys(np.frombuffer(video_keys(video_ids), "<u8"))
 
     def clusters_of_keys(self, keys: npt.NDArray[np.uint64]) -> npt.NDArray[np.int32]:
         """As `clusters_of`, for keys already computed by `streams.identifiers.video_key`, any shape."""
         known = self._videos.keys
         if len(known) == 0:
             return np.full(keys.shape, UNASSIGNED, np.int32)
-        rows = np.minimum(np.searchsorted(known, keys), len(known) - 1)
+        rows = np.minimum(self._rows_of_keys(keys), len(known) - 1)
         found: npt.NDArray[np.int32] = np.where(known[rows] == keys, self._videos.clusters[rows], np.int32(UNASSIGNED))
         return found
+
+    def successor_of(self, cluster_id: int) -> int:
+        """The live cluster that stands for one of any version of this lineage: itself while it lives.
+
+        UNASSIGNED (-1) for a retired cluster whose videos are gone, and for an id never given.
+        """
+        return cluster_id if cluster_id in self.cards else self.successors.get(cluster_id, UNASSIGNED)
 
     def knows(self, video_id: str) -> bool:
         """Whether the registry holds the video, be it in a cluster or not."""
@@ -159,8 +235,25 @@ class Registry:
         row = self._row_of_cluster[cluster_id]
         return list(zip(self._neighbours.ids[row].tolist(), self._neighbours.cosines[row].tolist(), strict=True))
 
+    def _rows_of_keys(self, keys: npt.NDArray[np.uint64]) -> npt.NDArray[np.intp]:
+        """`numpy.searchsorted` for random keys in a large table: an order of magnitude fewer cache misses."""
+        known, offsets = self._videos.keys, self._videos.buckets
+        buckets = (keys >> np.uint64(64 - _bucket_bits(offsets))).astype(np.intp)
+        low, high = offsets[buckets].astype(np.intp), offsets[buckets + 1].astype(np.intp)
+        for _ in range(int((high - low).max(initial=0)).bit_length()):
+            middle = (low + high) >> 1
+            below = (known[np.minimum(middle, len(known) - 1)] < keys) & (low < high)
+            low, high = np.where(below, middle + 1, low), np.where(below, high, middle)
+        return low
+
     def _row_of_key(self, key: int) -> int | None:
-        keys = self._videos.keys
+        keys, offsets = self._videos.keys, self._videos.buckets
+        bucket = key >> (64 - _bucket_bits(offsets))
+        first = int(offsets[bucket])
         # A Python int would make numpy compare as float64 and lose the low bits.
-        row = int(np.searchsorted(keys, np.uint64(key)))
+        row = first + int(np.searchsorted(keys[first : int(offsets[bucket + 1])], np.uint64(key)))
         return row if row < len(keys) and int(keys[row]) == key else None
+
+
+def _bucket_bits(offsets: npt.NDArray[np.uint32]) -> int:
+    return len(offsets).bit_length() - 1

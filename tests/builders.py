@@ -12,7 +12,8 @@ from agents.replay import Control, Event
 from agents.settings import Settings
 from streams.decoding import decode_event
 from streams.identifiers import video_key
-from streams.registry import ClusterCard, Neighbours, Registry, TextColumn, VideoTable
+from streams.mixture import Model
+from streams.registry import ClusterCard, Neighbours, Registry, TextColumn, VideoTable, bucket_offsets
 from streams.trigger import Policy
 from streams.watch import WatchConfiguration
 
@@ -28,9 +29,18 @@ def column(texts: list[str]) -> TextColumn:
 
 
 def make_registry(
-    clusters: int = 6, videos: int = 10, version: int = 1, extra: dict[str, int] | None = None
+    clusters: int = 6,
+    videos: int = 10,
+    version: int = 1,
+    extra: dict[str, int] | None = None,
+    successors: dict[int, int] | None = None,
 ) -> Registry:
-    """Clusters 0..n-1 with videos `c{cluster}v{i}`; every cluster neighbours every other, nearer ids nearer."""
+    """Clusters 0..n-1 with videos `c{cluster}v{i}`; every cluster neighbours every other, nearer ids nearer.
+
+    successors: clusters of an earlier version that are gone, each with the one its videos went to (-1: none).
+    """
+    gone = successors or {}
+    live = [c for c in range(clusters) if c not in gone]
     cards = [
         ClusterCard(
             cluster_id=c,
@@ -39,17 +49,20 @@ def make_registry(
             titles=tuple(f"{LABELS[c % len(LABELS)]} number {'abcde'[i]}" for i in range(5)),
             terms=(LABELS[c % len(LABELS)].split()[0],),
             support=videos,
-            prior=1.0 / clusters,
+            prior=1.0 / len(live),
             cohesion=0.6,
             sensitive=False,
         )
-        for c in range(clusters)
+        for c in live
     ]
-    placed = {f"c{c}v{i}": c for c in range(clusters) for i in range(videos)} | (extra or {})
+    placed = {f"c{c}v{i}": gone.get(c, c) for c in range(clusters) for i in range(videos)} | (extra or {})
     rows = sorted(placed.items(), key=lambda item: video_key(item[0]))
-    ids = np.array([[o for o in range(clusters) if o != c] for c in range(clusters)], dtype=np.int32)
-    cosines = np.array([[0.9 - 0.1 * abs(o - c) for o in row] for c, row in enumerate(ids.tolist())], dtype=np.float32)
+    ids = np.array([[o for o in live if o != c] for c in live], dtype=np.int32)
+    cosines = np.array(
+        [[0.9 - 0.1 * abs(o - c) for o in row] for c, row in zip(live, ids.tolist(), strict=True)], np.float32
+    )
     order = np.argsort(-cosines, axis=1, kind="stable")
+    keys = np.array([video_key(v) for v, _ in rows], dtype=np.uint64)
     return Registry(
         version=version,
         checksum=f"test-{version}",
@@ -57,12 +70,19 @@ def make_registry(
         cards=cards,
         neighbours=Neighbours(np.take_along_axis(ids, order, 1), np.take_along_axis(cosines, order, 1)),
         videos=VideoTable(
-            keys=np.array([video_key(v) for v, _ in rows], dtype=np.uint64),
+            keys=keys,
             clusters=np.array([c for _, c in rows], dtype=np.int32),
             ids=column([v for v, _ in rows]),
             titles=column([f"title of {v}" for v, _ in rows]),
+            buckets=bucket_offsets(keys),
         ),
+        successors=gone,
     )
+
+
+def make_model(registry: Registry) -> Model:
+    """The packaged constants and the registry's shares."""
+    return Model(load_thresholds(Settings().thresholds).constants, registry.prior_by_id)
 
 
 def make_configuration(registry: Registry, *others: Registry, **policy: Any) -> WatchConfiguration:

@@ -1,13 +1,17 @@
-"""`personas clusters`: build a registry from a catalogue, extend it by new videos, show what is in it."""
+"""`personas clusters`: build a registry from a catalogue, renew and extend it, show and evaluate what is in it."""
 
 from __future__ import annotations
 
+import shutil
+import statistics
 import sys
-from collections.abc import Callable, Iterator
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 import orjson
@@ -24,12 +28,35 @@ from agents.clusters.files import (
     verify,
     write_snapshot,
 )
+from agents.clusters.snapshot import FEWEST_VIEWERS, LEAST_VIEWERS
 from agents.localstack.assets import AssetError, tokenizer_path
 from agents.localstack.progress import Step, shown_progress
 from agents.settings import Settings, load_settings
-from streams.registry import ClusterCard, Registry
+from streams.records import UNASSIGNED
+from streams.registry import ClusterCard, Registry, Wording
+
+if TYPE_CHECKING:
+    from agents.clusters.catalogue import Catalogue
 
 _SHOWN_BAD_LINES: Final = 5
+_SECONDS_PER_RATE: Final = 10
+
+
+def _viewing_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Options of the commands that put a catalogue's text on cards."""
+    flag = click.option(
+        "--text-from-viewing",
+        is_flag=True,
+        help="The titles and tags of CATALOGUE are not public but were learned from viewing; needs --events.",
+    )
+    least = click.option(
+        "--least-viewers",
+        type=click.IntRange(min=FEWEST_VIEWERS),
+        default=LEAST_VIEWERS,
+        show_default=True,
+        help="With --text-from-viewing: viewers that must stand behind a title or label for it to be shown.",
+    )
+    return flag(least(command))
 
 
 @click.group()
@@ -59,14 +86,30 @@ def clusters() -> None:
     show_default=True,
     help="Version to give; above the one in use, if there is one.",
 )
+@click.option(
+    "--work",
+    type=click.Path(path_type=Path),
+    help="Folder to keep the vectors in, also for later builds.  [OUT.work, removed at the end]",
+)
+@_viewing_options
 @click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
 def build(
-    catalogue: Path, out: Path | None, count: int | None, events: Path | None, seed: int, version: int, as_json: bool
+    catalogue: Path,
+    out: Path | None,
+    count: int | None,
+    events: Path | None,
+    seed: int,
+    version: int,
+    work: Path | None,
+    text_from_viewing: bool,
+    least_viewers: int,
+    as_json: bool,
 ) -> None:
     """Cluster the videos of CATALOGUE and name the clusters.
 
     CATALOGUE is JSON lines, CSV or TSV, .gz or not, with video_id, title, tags and category; other fields are
-    ignored, lines that cannot be used are reported and left out. The same catalogue gives the same registry.
+    ignored, lines that cannot be used are reported and left out. The same catalogue gives the same registry. A build
+    that was stopped goes on where it was when the same command is given again.
 
     \b
     personas clusters build videos.jsonl.gz --out registry-v1
@@ -81,19 +124,19 @@ def build(
         _refuse_existing(folder)
         read = read_catalogue(catalogue)
         watches = read_watches(events) if events else None
-        with _embedding() as (embedder, progress):
+        with _embedding(work or _work_beside(folder), keep=work is not None) as (embedder, progress):
             snapshot = build_registry(
-                read, embedder, clusters=count, watches=watches, seed=seed, version=version, progress=progress
+                read,
+                embedder,
+                clusters=count,
+                watches=watches,
+                seed=seed,
+                version=version,
+                progress=progress,
+                least_viewers=least_viewers if text_from_viewing else None,
             )
         checksum = write_snapshot(snapshot, folder)
-    bad_lines = [asdict(line) for line in read.bad_lines]
-    for line in read.bad_lines[:_SHOWN_BAD_LINES]:
-        click.echo(f"{catalogue} line {line.number} left out: {line.reason}", err=True)
-    if len(bad_lines) > _SHOWN_BAD_LINES:
-        click.echo(f"... and {len(bad_lines) - _SHOWN_BAD_LINES} more lines", err=True)
-    if read.duplicates:
-        numbers = ", ".join(map(str, read.duplicates[:_SHOWN_BAD_LINES]))
-        click.echo(f"{len(read.duplicates)} lines replaced by a later one with the same video_id: {numbers}", err=True)
+    _show_left_out(catalogue, read)
     summary = {
         "registry": str(folder),
         "version": version,
@@ -102,10 +145,103 @@ def build(
         "videos": len(read.videos),
         "threshold": snapshot.threshold,
         "sensitive": sum(card.sensitive for card in snapshot.cards),
-        "bad_lines": bad_lines,
+        "incoherent": sum(not card.coherent for card in snapshot.cards),
+        "in_parents_words": sum(card.wording is Wording.PARENT for card in snapshot.cards),
+        "without_words": sum(card.wording is Wording.NONE for card in snapshot.cards),
+        "parents": len(snapshot.parents),
+        "bad_lines": [asdict(line) for line in read.bad_lines],
         "duplicates": list(read.duplicates),
     }
-    text = f"{folder}: version {version}, {len(snapshot.cards)} clusters of {len(read.videos):,} videos"
+    statable = sum(card.statable for card in snapshot.cards)
+    text = (
+        f"{folder}: version {version}, {len(snapshot.cards)} clusters of {len(read.videos):,} videos; personas may name"
+        f" {statable} of them"
+    )
+    _print(summary, text, as_json=as_json)
+
+
+@clusters.command()
+@click.argument("registry", type=click.Path(path_type=Path))
+@click.argument("catalogue", type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), help="Folder to write; must not exist.  [beside REGISTRY]")
+@click.option("-k", "count", type=click.IntRange(min=2), help="Number of clusters; by default it grows as CATALOGUE.")
+@click.option("--events", type=click.Path(path_type=Path), help="Event file, as for `build`.")
+@click.option("--seed", type=int, default=0, show_default=True, help="As for `build`.")
+@click.option(
+    "--work",
+    type=click.Path(path_type=Path),
+    help="Folder to keep the vectors in: with that of an earlier build only new videos are embedded.",
+)
+@_viewing_options
+@click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
+def rebuild(
+    registry: Path,
+    catalogue: Path,
+    out: Path | None,
+    count: int | None,
+    events: Path | None,
+    seed: int,
+    work: Path | None,
+    text_from_viewing: bool,
+    least_viewers: int,
+    as_json: bool,
+) -> None:
+    """Cluster CATALOGUE anew as the next version of REGISTRY: clusters that persist keep their ids.
+
+    The new version holds the videos of CATALOGUE. A cluster that shares enough of its videos with an old one is that
+    one, with its id and, if little changed, its label. Others get new ids; retired ids are never used again, and
+    the registry names for each the cluster that took over most of its videos. Point PERSONAS_REGISTRY at the new folder
+    and restart the workers; keep the old folder beside it.
+
+    \b
+    personas clusters rebuild registry-v1 videos.jsonl.gz
+    personas clusters rebuild registry-v2 videos.jsonl.gz --events watches.jsonl --out registry-v3 --json
+    """
+    from agents.clusters.catalogue import read_catalogue
+    from agents.clusters.events import read_watches
+    from agents.clusters.rebuild import rebuild as rebuild_registry
+
+    with _one_line_errors():
+        previous = load_snapshot(registry)
+        folder = out or _next_folder(registry, previous.version)
+        _refuse_existing(folder)
+        read = read_catalogue(catalogue)
+        watches = read_watches(events) if events else None
+        with _embedding(work or _work_beside(folder), keep=work is not None) as (embedder, progress):
+            result = rebuild_registry(
+                previous,
+                read,
+                embedder,
+                clusters=count,
+                watches=watches,
+                seed=seed,
+                progress=progress,
+                least_viewers=least_viewers if text_from_viewing else None,
+            )
+        checksum = write_snapshot(result.snapshot, folder)
+    _show_left_out(catalogue, read)
+    summary = {
+        "registry": str(folder),
+        "version": result.snapshot.version,
+        "checksum": checksum,
+        "clusters": len(result.snapshot.cards),
+        "videos": len(read.videos),
+        "persisted": len(result.persisted),
+        "retired": {str(cluster): result.snapshot.successors[cluster] for cluster in result.retired},
+        "added": result.added,
+        "relabelled": result.relabelled,
+        "videos_before_and_after": result.common,
+        "stayed_share": result.stayed,
+        "prior_mapped_share": result.prior_mapped,
+        "threshold": result.snapshot.threshold,
+        "bad_lines": [asdict(line) for line in read.bad_lines],
+        "duplicates": list(read.duplicates),
+    }
+    text = (
+        f"{folder}: version {result.snapshot.version}, {len(result.snapshot.cards)} clusters of {len(read.videos):,} "
+        f"videos; {len(result.persisted)} clusters persist, {len(result.retired)} retired, {len(result.added)} added; "
+        f"{result.stayed:.1%} of the videos kept their cluster"
+    )
     _print(summary, text, as_json=as_json)
 
 
@@ -129,7 +265,7 @@ def show(registry: Path | None, cluster: int | None, check: bool, as_json: bool)
         opened = load_registry(folder)
         manifest = read_manifest(folder)
     if cluster is not None and cluster not in opened.cards:
-        raise click.UsageError(f"{folder} has no cluster {cluster}; its ids are 0 to {max(opened.cards)}")
+        raise click.UsageError(f"{folder} has no cluster {cluster}; {_instead(opened, cluster)}")
     if as_json:
         click.echo(orjson.dumps(_document(folder, opened, manifest, cluster), option=orjson.OPT_INDENT_2))
         return
@@ -167,11 +303,10 @@ def extend(registry: Path | None, videos: Path | None, topic: bool, out: Path | 
     folder = registry or _current(settings)
     with _one_line_errors():
         snapshot = load_snapshot(folder)
-        parent = Path() if folder == PACKAGED else folder.parent
-        target = out or parent / f"registry-v{snapshot.version + 1}"
+        target = out or _next_folder(folder, snapshot.version)
         _refuse_existing(target)
         offered = read_catalogue(videos) if videos is not None else read_unknown_videos(settings)
-        with _embedding() as (embedder, progress):
+        with _embedding(_work_beside(target)) as (embedder, progress):
             result = extend_registry(snapshot, offered, embedder, progress)
         changed = result.placed + result.unassigned > 0
         if changed:
@@ -192,6 +327,75 @@ def extend(registry: Path | None, videos: Path | None, topic: bool, out: Path | 
     _print(summary, text if changed else f"nothing to add: {folder} knows all {result.known:,}", as_json=as_json)
 
 
+@clusters.command()
+@click.argument("catalogue", type=click.Path(path_type=Path))
+@click.option("--against", "field", required=True, help="Field or column to hold back and compare with: category, ...")
+@click.option("--k", "-k", "count", type=click.IntRange(min=2), default=64, show_default=True, help="Clusters to make.")
+@click.option("--seed", type=int, default=0, show_default=True, help="The first of the seeds.")
+@click.option("--seeds", type=click.IntRange(1, 20), default=3, show_default=True, help="How many seeds in a row.")
+@click.option("--work", type=click.Path(path_type=Path), help="Folder to keep the vectors in, also for a build.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
+def evaluate(catalogue: Path, field: str, count: int, seed: int, seeds: int, work: Path | None, as_json: bool) -> None:
+    """Compare clusters of CATALOGUE with a field that they were not shown.
+
+    The text of a video is its title, tags and category without FIELD. The measure is adjusted mutual information: 1 if
+    the clusters are the field's values, 0 for chance. Of a field with several values the first counts; the second
+    column counts each video once for every value. Beside the clusters of `clusters build` stand k-means on the same
+    MiniLM vectors and on TF-IDF reduced by SVD, with the same number of clusters.
+
+    \b
+    personas clusters evaluate videos.jsonl.gz --against category
+    personas clusters evaluate films.tsv --against genre -k 32 --seeds 5 --json
+    """
+    from agents.clusters.catalogue import read_catalogue, read_field
+    from agents.clusters.evaluate import evaluate as measure
+
+    with _one_line_errors(), tempfile.TemporaryDirectory() as temporary:
+        read = read_catalogue(catalogue)
+        reference = read_field(catalogue, field)
+        with _embedding(work or Path(temporary) / "vectors", keep=work is not None) as (embedder, progress):
+            found = measure(
+                read,
+                reference,
+                field,
+                embedder,
+                clusters=count,
+                seeds=range(seed, seed + seeds),
+                progress=progress,
+                step=lambda name: click.echo(f"clustering: {name}", err=True),
+            )
+    summary = {
+        "catalogue": str(catalogue),
+        "against": field,
+        "videos": found.videos,
+        "values": found.values,
+        "clusters": found.clusters,
+        "seeds": found.seeds,
+        "ami": {name: _spread(each.first_value) for name, each in found.methods.items()},
+        "ami_all_values": {name: _spread(each.all_values) for name, each in found.methods.items()},
+    }
+    if as_json:
+        click.echo(orjson.dumps(summary))
+        return
+    console = Console()
+    heading = f"{found.videos:,} videos, {found.clusters} clusters, {found.values} values of {field} held back"
+    console.print(Text(f"{catalogue}: {heading}"), soft_wrap=True)
+    table = Table(box=None, pad_edge=False)
+    for name in ("method", "agreement", "from - to", "all values", "from - to"):
+        table.add_column(name, no_wrap=True, justify="left" if name == "method" else "right")
+    for name in found.methods:
+        cells = [name]
+        for kind in ("ami", "ami_all_values"):
+            spread = summary[kind][name]  # type: ignore[index]
+            cells += [f"{spread['mean']:.3f}", f"{spread['least']:.3f} - {spread['most']:.3f}"]
+        table.add_row(*cells)
+    console.print(table)
+
+
+def _spread(values: Sequence[float]) -> dict[str, float]:
+    return {"mean": round(statistics.fmean(values), 4), "least": min(values), "most": max(values)}
+
+
 @contextmanager
 def _one_line_errors() -> Iterator[None]:
     from agents.clusters.catalogue import CatalogueError
@@ -205,17 +409,74 @@ def _one_line_errors() -> Iterator[None]:
 
 
 @contextmanager
-def _embedding() -> Iterator[tuple[Any, Callable[[int, int], None]]]:
-    """An embedder, and its progress shown on stderr; downloads the tokenizer if it is missing."""
+def _embedding(work: Path, *, keep: bool = False) -> Iterator[tuple[Any, Callable[[int, int], None]]]:
+    """An embedder that stores its vectors in `work`, and its progress shown on stderr.
+
+    The folder is removed at the end unless it is to be kept or the work was stopped. Downloads the tokenizer if it is
+    missing.
+    """
     from agents.clusters.embedding import MiniLM
+    from agents.clusters.vectors import MODEL_FILE, StoredVectors
 
     with shown_progress() as report:
         tokenizer = tokenizer_path(load_settings(), report)
+        try:
+            yield StoredVectors(work, MiniLM(tokenizer)), _shown_rate(report)
+        except BaseException:
+            if any(work.glob("part-*")):
+                click.echo(f"the vectors so far are in {work}: the same command goes on from there", err=True)
+            elif not keep and (work / MODEL_FILE).exists():
+                shutil.rmtree(work, ignore_errors=True)
+            raise
+    if not keep:
+        shutil.rmtree(work, ignore_errors=True)
 
-        def progress(done: int, total: int) -> None:
-            report(Step("videos", f"embedding {total:,}", done, total, finished=done == total))
 
-        yield MiniLM(tokenizer), progress
+def _shown_rate(report: Callable[[Step], None]) -> Callable[[int, int], None]:
+    """Progress with the rate of this run and the time left, put into words every ten seconds."""
+    first: tuple[float, int] | None = None
+    shown = 0.0
+    words = ""
+
+    def progress(done: int, total: int) -> None:
+        nonlocal first, shown, words
+        now = time.monotonic()
+        if first is None:
+            first, shown = (now, done), now
+        seconds, embedded = now - first[0], done - first[1]
+        if embedded and (done == total or now - shown >= _SECONDS_PER_RATE):
+            rate = embedded / seconds
+            left = f", {(total - done) / rate / 60:.1f} minutes left" if done < total else ""
+            shown, words = now, f", {rate:,.0f} a second{left}"
+        report(Step("videos", f"embedding {total:,}{words}", done, total, finished=done == total))
+
+    return progress
+
+
+def _show_left_out(path: Path, read: Catalogue) -> None:
+    for line in read.bad_lines[:_SHOWN_BAD_LINES]:
+        click.echo(f"{path} line {line.number} left out: {line.reason}", err=True)
+    if len(read.bad_lines) > _SHOWN_BAD_LINES:
+        click.echo(f"... and {len(read.bad_lines) - _SHOWN_BAD_LINES} more lines", err=True)
+    if read.duplicates:
+        numbers = ", ".join(map(str, read.duplicates[:_SHOWN_BAD_LINES]))
+        click.echo(f"{len(read.duplicates)} lines replaced by a later one with the same video_id: {numbers}", err=True)
+
+
+def _instead(registry: Registry, cluster: int) -> str:
+    if cluster not in registry.successors:
+        return f"its ids are {min(registry.cards)} to {max(registry.cards)}"
+    heir = registry.successors[cluster]
+    return "it was retired, with no successor" if heir == UNASSIGNED else f"it was retired, its successor is {heir}"
+
+
+def _work_beside(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}.work")
+
+
+def _next_folder(registry: Path, version: int) -> Path:
+    parent = Path() if registry == PACKAGED else registry.parent
+    return parent / f"registry-v{version + 1}"
 
 
 def _refuse_existing(folder: Path) -> None:
@@ -239,9 +500,14 @@ def _document(folder: Path, registry: Registry, manifest: dict[str, Any], cluste
         "version": registry.version,
         "checksum": registry.checksum,
         "lineage": registry.lineage,
+        "successors": {str(retired): live for retired, live in registry.successors.items()},
         "counts": manifest["counts"],
         "history": manifest["history"],
-        "clusters": [{**asdict(card), "similar": registry.similar(card.cluster_id)[:5]} for card in shown],
+        "clusters": [
+            {**asdict(card), "statable": card.statable, "similar": registry.similar(card.cluster_id)[:5]}
+            for card in shown
+        ],
+        "parents": [asdict(parent) for parent in registry.parents.values()],
     }
 
 
@@ -271,7 +537,14 @@ def _show_all(console: Console, folder: Path, registry: Registry, manifest: dict
 
 
 def _label(card: ClusterCard) -> str:
-    return f"{card.label} (sensitive)" if card.sensitive else card.label
+    marks = {
+        "sensitive": card.sensitive,
+        "grab-bag": not card.coherent,
+        "parent's label": card.wording is Wording.PARENT,
+        "no label": card.wording is Wording.NONE,
+    }
+    shown = ", ".join(mark for mark, applies in marks.items() if applies)
+    return f"{card.label} ({shown})" if shown else card.label
 
 
 def _show_one(console: Console, registry: Registry, card: ClusterCard) -> None:
@@ -290,6 +563,10 @@ def _show_one(console: Console, registry: Registry, card: ClusterCard) -> None:
         "prior": f"{card.prior:.2%}",
         "cohesion": f"{card.cohesion:.2f}",
         "sensitive": "yes" if card.sensitive else "no",
+        "grab-bag": "no" if card.coherent else "yes",
+        "parent": registry.parents[card.parent].label,
+        "words": {Wording.OWN: "its own", Wording.PARENT: "its parent's", Wording.NONE: "none"}[card.wording],
+        "stated": "yes" if card.statable else "no",
         "similar": near,
     }
     for name, value in rows.items():

@@ -8,7 +8,8 @@ from whole) are seeded.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 from typing import Any, Final
@@ -20,28 +21,34 @@ from sklearn.cluster import AgglomerativeClustering, KMeans
 from threadpoolctl import threadpool_limits
 
 from agents.clusters.catalogue import Catalogue, Video
+from agents.clusters.coherence import Coherence, coherence
 from agents.clusters.embedding import MODEL_NAME, Embedder, Progress, Vectors, unit_length, video_text
 from agents.clusters.events import WatchCounts
-from agents.clusters.naming import name_clusters
-from agents.clusters.snapshot import RegistryError, RegistrySnapshot, video_table
+from agents.clusters.hierarchy import parent_centroids, parent_count, parents_of
+from agents.clusters.naming import Name, Support, name_clusters
+from agents.clusters.placement import Calibration, calibrate
+from agents.clusters.snapshot import FEWEST_VIEWERS, RegistryError, RegistrySnapshot, checksum, video_table
 from streams.records import UNASSIGNED
-from streams.registry import ClusterCard, Neighbours
+from streams.registry import ClusterCard, Neighbours, ParentCard, Wording
 
 _DATA: Final = Path(__file__).parent.parent / "data"
 _VIDEOS_PER_CLUSTER: Final = 22
 _FEWEST: Final = 8
 _MOST: Final = 1024
-_SMALLEST: Final = 1 / 2
+SMALLEST: Final = 1 / 2
 """A cluster below this share of the average size is dissolved: more a handful of odd titles than a topic."""
+_SMALLEST_CONTINUED: Final = 1 / 4
+"""The same where clusters go on from an earlier registry: one near the edge should not come and go."""
 _STARTED_FROM: Final = 6_000
 """Ward's clustering looks at all pairs, so in a larger catalogue it starts from a random sample of this size."""
 _FITTED_ON: Final = 200_000
 _NEIGHBOURS: Final = 64
 _TITLES: Final = 5
-_TURNED_AWAY: Final = 0.01
-"""The threshold would leave this share of the catalogue's own videos unplaced, had they come later."""
 _SENSITIVE_SHARE: Final = 0.1
-_ROWS_AT_ONCE: Final = 65_536
+_ROWS_AT_ONCE: Final = 8_192
+
+Starts = Callable[[Vectors, npt.NDArray[np.intp]], Vectors]
+"""The points that k-means starts from, (K, dimensions), given a sample of the vectors and its Ward clusters."""
 
 
 def default_cluster_count(videos: int) -> int:
@@ -58,14 +65,22 @@ def build(
     seed: int = 0,
     version: int = 1,
     progress: Progress | None = None,
+    starts: Starts | None = None,
+    least_viewers: int | None = None,
 ) -> RegistrySnapshot:
     """Cluster a catalogue. Videos without any text are known but unassigned.
 
     `clusters` is their number; fewer come out if some stay empty. By default it is `default_cluster_count`,
     and clusters of less than half the average size are dissolved. `watches` adds each cluster's viewers and
     makes the prior the mean viewer's shares instead of the catalogue's. `progress` follows the embedding,
-    which takes nearly all the time. Raises RegistryError if the catalogue has too few videos.
+    which takes nearly all the time. `starts` are by default the means of the Ward clusters.
+
+    `least_viewers` says that the catalogue's text is not public but was learned from viewing: no term enters a label
+    and no title a card unless so many viewers watched the videos it comes from. A cluster left without a label speaks
+    in its parent's words, and without a title. Raises RegistryError if the catalogue has too few videos, or
+    `least_viewers` is below FEWEST_VIEWERS or comes without `watches`.
     """
+    _check_least(least_viewers, watches)
     texts = [video_text(video.title, video.tags, video.category) for video in catalogue.videos]
     with_text = [row for row, text in enumerate(texts) if text]
     count = default_cluster_count(len(with_text)) if clusters is None else clusters
@@ -76,11 +91,21 @@ def build(
         )
     videos = [catalogue.videos[row] for row in with_text]
     vectors = embedder.embed([texts[row] for row in with_text], progress)
-    smallest = 1.0 if clusters is not None else _SMALLEST * len(vectors) / count
-    centroids = _centroids(vectors, count, smallest, seed)
+    share = SMALLEST if starts is None else _SMALLEST_CONTINUED
+    smallest = 1.0 if clusters is not None else share * len(vectors) / count
+    centroids = centroids_of(vectors, count, smallest, seed, starts or means)
     members, _ = nearest(vectors, centroids)
-    names = name_clusters(videos, members, centroids, embedder)
+    placement = calibrate(vectors, members, len(centroids), seed)
+    support = (
+        Support(watches.by_video([v.video_id for v in videos]), least_viewers) if watches and least_viewers else None
+    )
+    names = name_clusters(videos, members, centroids, embedder, support)
     groups = _groups(members, len(centroids))
+    parent_of = parents_of(centroids, parent_count(len(centroids)))
+    sizes = np.bincount(members, minlength=len(centroids))
+    roots = parent_centroids(centroids, sizes, parent_of)
+    parents = _parents(videos, vectors, parent_of[members], roots, embedder, support)
+    held = coherence(vectors, members, len(centroids), seed)
     assigned = np.full(len(catalogue.videos), UNASSIGNED, np.int32)
     assigned[with_text] = members
     prior, viewers = _popularity(catalogue.videos, assigned, len(centroids), watches)
@@ -90,18 +115,24 @@ def build(
     for cluster, (name, rows) in enumerate(zip(names, groups, strict=True)):
         cosines = vectors[rows] @ centroids[cluster]
         own = [videos[row] for row in rows]
+        parent = parents[parent_of[cluster]]
+        wording = _wording(name, parent, support)
+        speaks = parent if wording is Wording.PARENT else name
         cards.append(
             ClusterCard(
                 cluster_id=cluster,
-                label=name.label,
-                query=name.query,
-                titles=_representatives(own, cosines),
+                label=speaks.label,
+                query=speaks.query,
+                titles=_representatives(videos, rows, cosines, support) if wording is Wording.OWN else (),
                 terms=name.terms,
                 support=len(rows),
                 prior=round(float(prior[cluster]), 9),
                 cohesion=round(float(cosines.mean()), 4),
-                sensitive=is_sensitive([name.label, *name.terms[:3]], own),
+                sensitive=is_sensitive([speaks.label, *speaks.terms[:3]], own),
                 viewers=None if viewers is None else int(viewers[cluster]),
+                parent=parent.parent_id,
+                coherent=bool(held.coherent[cluster]),
+                wording=wording,
             )
         )
     return RegistrySnapshot(
@@ -110,9 +141,11 @@ def build(
         centroids=centroids,
         neighbours=_neighbours(centroids),
         videos=video_table(ids, titles, assigned),
-        threshold=_threshold(vectors, members, len(centroids)),
+        threshold=placement.threshold,
         embedding=MODEL_NAME,
-        history=(_built_from(catalogue, watches, seed),),
+        history=(_built_from(catalogue, watches, seed, placement, held, least_viewers),),
+        lineage=checksum(centroids),
+        parents=parents,
     )
 
 
@@ -138,19 +171,19 @@ def nearest(vectors: Vectors, centroids: Vectors) -> tuple[npt.NDArray[np.int32]
     return rows, cosines
 
 
-def _centroids(vectors: Vectors, count: int, smallest: float, seed: int) -> Vectors:
-    """Centroids of k-means, (at most count, dimensions), unit length; each nearest to at least `smallest` videos.
+def centroids_of(vectors: Vectors, count: int, smallest: float, seed: int, starts: Starts) -> Vectors:
+    """Centroids of k-means, (K, dimensions), unit length; each nearest to at least `smallest` videos.
 
-    k-means starts from Ward's clusters: closer to topics than random starts, and without their luck. On the demo
-    catalogue that raised the agreement with its topics (adjusted mutual information) from .90 to .94.
+    By default k-means starts from Ward's clusters: closer to topics than random starts, and without their luck. On
+    the demo catalogue that raised the agreement with its topics (adjusted mutual information) from .90 to .94.
     """
     random = np.random.default_rng(seed)
     started_from = _sample(random, len(vectors), max(_STARTED_FROM, 4 * count))
     fitted_on = _sample(random, len(vectors), _FITTED_ON)
     with threadpool_limits(1):
         ward = AgglomerativeClustering(count).fit(vectors[started_from]).labels_
-        start = np.stack([vectors[started_from[ward == cluster]].mean(axis=0) for cluster in range(count)])
-        fitted = KMeans(count, init=start, n_init=1, random_state=seed).fit(vectors[fitted_on])
+        start = starts(vectors[started_from], ward)
+        fitted = KMeans(len(start), init=start, n_init=1, random_state=seed).fit(vectors[fitted_on])
     centroids = unit_length(fitted.cluster_centers_)
     while True:
         sizes = np.bincount(nearest(vectors, centroids)[0], minlength=len(centroids))
@@ -158,6 +191,11 @@ def _centroids(vectors: Vectors, count: int, smallest: float, seed: int) -> Vect
         if kept.all():
             return centroids
         centroids = centroids[kept]
+
+
+def means(vectors: Vectors, labels: npt.NDArray[np.intp]) -> Vectors:
+    """Mean of each label's rows, by label."""
+    return np.stack([vectors[labels == label].mean(axis=0) for label in range(labels.max() + 1)])
 
 
 def _sample(random: np.random.Generator, rows: int, size: int) -> npt.NDArray[np.intp]:
@@ -172,11 +210,52 @@ def _groups(members: npt.NDArray[np.int32], count: int) -> list[npt.NDArray[np.i
     return np.split(order, np.cumsum(np.bincount(members, minlength=count))[:-1])
 
 
-def _representatives(videos: Sequence[Video], cosines: Vectors) -> tuple[str, ...]:
-    """The distinct titles nearest to the centroid."""
-    order = sorted(range(len(videos)), key=lambda row: (-float(cosines[row]), videos[row].video_id))
+def _check_least(least_viewers: int | None, watches: WatchCounts | None) -> None:
+    if least_viewers is None:
+        return
+    if least_viewers < FEWEST_VIEWERS:
+        raise RegistryError(
+            f"text from viewing needs at least {FEWEST_VIEWERS} viewers behind it, not {least_viewers}; give a larger"
+            " number"
+        )
+    if watches is None:
+        raise RegistryError("text from viewing needs the events that tell who watched what; give --events")
+
+
+def _wording(name: Name, parent: ParentCard, support: Support | None) -> Wording:
+    if support is None or name.terms:
+        return Wording.OWN
+    return Wording.PARENT if parent.terms else Wording.NONE
+
+
+def _parents(
+    videos: Sequence[Video],
+    vectors: Vectors,
+    members: npt.NDArray[np.int32],
+    centroids: Vectors,
+    embedder: Embedder,
+    support: Support | None,
+) -> tuple[ParentCard, ...]:
+    """Cards of the parents; `members` (N,) holds each video's."""
+    names = name_clusters(videos, members, centroids, embedder, support)
+    cards = []
+    for parent, (name, rows) in enumerate(zip(names, _groups(members, len(centroids)), strict=True)):
+        if support is not None and not name.terms:
+            cards.append(ParentCard(parent, "", "", (), ()))
+            continue
+        titles = _representatives(videos, rows, vectors[rows] @ centroids[parent], support)
+        cards.append(ParentCard(parent, name.label, name.query, titles, name.terms))
+    return tuple(cards)
+
+
+def _representatives(
+    videos: Sequence[Video], rows: npt.NDArray[np.intp], cosines: Vectors, support: Support | None
+) -> tuple[str, ...]:
+    """The distinct titles of the videos `rows` nearest to the centroid, `cosines` (len(rows),) to it."""
+    near = sorted(zip((-cosines).tolist(), rows.tolist(), strict=True), key=lambda pair: (pair[0], pair[1]))
+    allowed = None if support is None else support.of_videos()
     distinct: dict[str, str] = {}
-    for row in order:
+    for row in (row for _, row in near if allowed is None or allowed[row]):
         title = videos[row].title
         if title:
             distinct.setdefault(title.casefold(), title)
@@ -208,19 +287,14 @@ def _neighbours(centroids: Vectors) -> Neighbours:
     return Neighbours(ids, np.take_along_axis(cosines, ids.astype(np.intp), axis=1))
 
 
-def _threshold(vectors: Vectors, members: npt.NDArray[np.int32], count: int) -> float:
-    """Low quantile of each video's cosine to the centroid its cluster would have without it."""
-    sums = np.zeros((count, vectors.shape[1]), np.float64)
-    np.add.at(sums, members, vectors)
-    shared = np.bincount(members, minlength=count)[members] > 1
-    if not shared.any():
-        return 1.0
-    held_out = unit_length(sums[members[shared]] - vectors[shared])
-    cosines = np.einsum("ij,ij->i", held_out, vectors[shared], dtype=np.float64)
-    return round(float(np.quantile(cosines, _TURNED_AWAY)), 4)
-
-
-def _built_from(catalogue: Catalogue, watches: WatchCounts | None, seed: int) -> dict[str, Any]:
+def _built_from(
+    catalogue: Catalogue,
+    watches: WatchCounts | None,
+    seed: int,
+    placement: Calibration,
+    held: Coherence,
+    least_viewers: int | None,
+) -> dict[str, Any]:
     facts: dict[str, Any] = {
         "step": "build",
         "catalogue": catalogue.name,
@@ -229,7 +303,11 @@ def _built_from(catalogue: Catalogue, watches: WatchCounts | None, seed: int) ->
         "bad_lines": len(catalogue.bad_lines),
         "duplicates": len(catalogue.duplicates),
         "seed": seed,
+        "placement": asdict(placement),
+        "coherence_by_chance": held.level,
     }
+    if least_viewers is not None:
+        facts["least_viewers"] = least_viewers
     if watches is not None:
         facts |= {"events": watches.name, "viewers": watches.viewers, "watches": watches.total}
     return facts

@@ -8,6 +8,7 @@ import csv
 import gzip
 import io
 import re
+import sys
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -90,6 +91,27 @@ class _Reader:
         return Catalogue(name, checksum.hexdigest(), videos, tuple(self._bad_lines), tuple(self._duplicates))
 
 
+class _FieldReader(_Reader):
+    """Collects one field of the rows as well."""
+
+    def __init__(self, field: str) -> None:
+        super().__init__()
+        self.values: dict[str, tuple[str, ...]] = {}
+        self._field = field
+
+    def add(self, number: int, row: Mapping[str, Any]) -> None:
+        try:
+            video = _video(row)
+            value = row.get(self._field)
+            values = _labels({self._field: str(value) if isinstance(value, int | float) else value}, self._field)
+        except ValueError as error:
+            self.refuse(number, str(error))
+            return
+        self.values.pop(video.video_id, None)
+        if values:
+            self.values[video.video_id] = values
+
+
 def read_catalogue(path: Path) -> Catalogue:
     """Read a catalogue; its columns or fields are video_id, title, tags, category, and others are ignored.
 
@@ -98,6 +120,27 @@ def read_catalogue(path: Path) -> Catalogue:
     file is missing, is no text, lacks the video_id column, or has no usable line.
     """
     reader = _Reader()
+    _read_into(path, reader)
+    catalogue = reader.catalogue(path.name)
+    if not catalogue.videos:
+        raise CatalogueError(f"{path} has no usable line{_first(catalogue.bad_lines)}; each needs at least a video_id")
+    return catalogue
+
+
+def read_field(path: Path, field: str) -> dict[str, tuple[str, ...]]:
+    """The values of any one field or column of a catalogue, by video id, read as tags are; numbers as text.
+
+    Videos without the field, and lines that `read_catalogue` leaves out, are missing. Raises CatalogueError as that
+    does, and if no video has the field.
+    """
+    reader = _FieldReader(field)
+    _read_into(path, reader)
+    if not reader.values:
+        raise CatalogueError(f"no video of {path} has a field {field!r}; name one that the file holds")
+    return reader.values
+
+
+def _read_into(path: Path, reader: _Reader) -> None:
     delimiter = _DELIMITERS.get(_format_suffix(path))
     try:
         with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as stream:
@@ -113,10 +156,6 @@ def read_catalogue(path: Path) -> Catalogue:
         raise CatalogueError(f"{path} is not UTF-8 text ({error.reason}); convert it first") from error
     except OSError as error:
         raise CatalogueError(f"cannot read the catalogue {path}: {error.strerror}") from error
-    catalogue = reader.catalogue(path.name)
-    if not catalogue.videos:
-        raise CatalogueError(f"{path} has no usable line{_first(catalogue.bad_lines)}; each needs at least a video_id")
-    return catalogue
 
 
 def catalogue_of(name: str, rows: Iterable[Mapping[str, Any]]) -> Catalogue:
@@ -192,7 +231,8 @@ def _labels(row: Mapping[str, Any], name: str) -> tuple[str, ...]:
     clean = dict.fromkeys(" ".join(item.split()) for item in value)
     for item in clean:
         _utf8(item)
-    return tuple(item for item in clean if item)[:_MAXIMUM_LABELS]
+    # Many videos share a label: one copy of it serves all.
+    return tuple(sys.intern(item) for item in clean if item)[:_MAXIMUM_LABELS]
 
 
 def _utf8(text: str) -> bytes:

@@ -6,7 +6,7 @@ import csv
 import gzip
 import io
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -14,6 +14,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 import orjson
+from scipy.sparse import csr_array
 
 from agents.clusters.catalogue import CatalogueError
 
@@ -55,6 +56,13 @@ class WatchCounts:
                 shares[cluster] += watches / whole
                 viewers[cluster] += 1
         return shares, viewers
+
+    def by_video(self, video_ids: Sequence[str]) -> csr_array:
+        """Who watched which video: (len(video_ids), viewers), 1 where they did."""
+        rows = {video_id: row for row, video_id in enumerate(video_ids)}
+        pairs = [(rows[video_id], viewer) for viewer, video_id in self.counts if video_id in rows]
+        of_video, viewer = np.array(pairs, np.intp).reshape(-1, 2).T
+        return csr_array((np.ones(len(pairs), np.int32), (of_video, viewer)), shape=(len(video_ids), self.viewers))
 
 
 def read_watches(path: Path) -> WatchCounts:

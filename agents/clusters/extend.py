@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from agents.clusters.build import nearest
 from agents.clusters.catalogue import Catalogue, Video
 from agents.clusters.embedding import MODEL_NAME, Embedder, Progress, video_text
+from agents.clusters.placement import place
 from agents.clusters.snapshot import RegistryError, RegistrySnapshot, merged, replace_support, video_table
 from streams.records import UNASSIGNED
 
@@ -27,7 +27,7 @@ class Extension:
 def extend(
     snapshot: RegistrySnapshot, offered: Catalogue, embedder: Embedder, progress: Progress | None = None
 ) -> Extension:
-    """Add videos: each goes to the nearest centroid of its text if the cosine reaches the registry's threshold.
+    """Add videos: each goes to the nearest centroid of its text if its score reaches the registry's threshold.
 
     Otherwise it is held unassigned, and tried again when it is offered again. Cluster ids, centroids, names and prior
     stay; support is counted anew; the version grows by one. The same input gives the same output. Raises RegistryError
@@ -81,7 +81,7 @@ def _place(
     if len(with_text) == 0:
         return clusters
     vectors = embedder.embed([texts[row] for row in with_text], progress)
-    rows, cosines = nearest(vectors, snapshot.centroids)
+    rows, scores = place(vectors, snapshot.centroids)
     ids = np.array([card.cluster_id for card in snapshot.cards], np.int32)
-    clusters[with_text] = np.where(cosines >= snapshot.threshold, ids[rows], np.int32(UNASSIGNED))
+    clusters[with_text] = np.where(scores >= snapshot.threshold, ids[rows], np.int32(UNASSIGNED))
     return clusters

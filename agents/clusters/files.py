@@ -1,7 +1,8 @@
 """Registry snapshots on disk: one folder per version, written whole or not at all, memory-mapped when read.
 
-A folder holds manifest.json (format, version, checksums, counts, history), clusters.json (cards, embedding
-model, placement threshold) and .npy arrays: centroids, neighbours, and the videos by ascending 64-bit key.
+A folder holds manifest.json (format, version, checksums, counts, history), clusters.json (cards, embedding model,
+placement threshold, lineage, successors) and .npy arrays: centroids, neighbours, and the videos by ascending
+64-bit key.
 """
 
 from __future__ import annotations
@@ -23,15 +24,14 @@ from agents.clusters.snapshot import (
 )
 from agents.clusters.snapshot import (
     RegistrySnapshot,
-    checksum,
-    encoded,
     registry_checksum,
     unassigned_count,
     view,
+    write_content,
 )
-from streams.registry import ClusterCard, Neighbours, Registry, TextColumn, VideoTable
+from streams.registry import ClusterCard, Neighbours, ParentCard, Registry, TextColumn, VideoTable, Wording
 
-FORMAT: Final = 1
+FORMAT: Final = 2
 MANIFEST: Final = "manifest.json"
 PACKAGED: Final = Path(__file__).parent.parent / "data" / "demo_registry"
 _CHECKED_BYTES: Final = 64 * 2**20
@@ -42,6 +42,7 @@ _ARRAYS: Final[dict[str, tuple[str, int]]] = {
     "neighbour_cosines": ("float32", 2),
     "video_keys": ("uint64", 1),
     "video_clusters": ("int32", 1),
+    "video_buckets": ("uint32", 1),
     "id_text": ("uint8", 1),
     "id_offsets": ("int64", 1),
     "title_text": ("uint8", 1),
@@ -126,7 +127,7 @@ def _write_into(draft: Path, snapshot: RegistrySnapshot) -> str:
     checksums: dict[str, str] = {}
     for name, content in snapshot.contents().items():
         file_name = f"{name}.json" if isinstance(content, bytes) else f"{name}.npy"
-        _write(draft / file_name, encoded(content))
+        _write(draft / file_name, content)
         checksums[name] = _file_checksum(draft / file_name)
         files[file_name] = {"bytes": (draft / file_name).stat().st_size, "sha256": checksums[name]}
     result = registry_checksum(snapshot.version, checksums)
@@ -134,7 +135,7 @@ def _write_into(draft: Path, snapshot: RegistrySnapshot) -> str:
         "format": FORMAT,
         "version": snapshot.version,
         "checksum": result,
-        "lineage": checksum(snapshot.centroids),
+        "lineage": snapshot.lineage,
         "counts": {
             "clusters": len(snapshot.cards),
             "videos": len(snapshot.videos.keys),
@@ -148,9 +149,9 @@ def _write_into(draft: Path, snapshot: RegistrySnapshot) -> str:
     return result
 
 
-def _write(path: Path, content: bytes) -> None:
+def _write(path: Path, content: npt.NDArray[Any] | bytes) -> None:
     with path.open("wb") as stream:
-        stream.write(content)
+        write_content(stream, content)
         stream.flush()
         os.fsync(stream.fileno())
 
@@ -173,9 +174,10 @@ def _snapshot(folder: Path, manifest: dict[str, Any]) -> RegistrySnapshot:
         arrays["video_clusters"],
         TextColumn(arrays["id_text"], arrays["id_offsets"]),
         TextColumn(arrays["title_text"], arrays["title_offsets"]),
+        arrays["video_buckets"],
     )
     rows = len(videos.keys)
-    if not rows == len(videos.clusters) == len(videos.ids) == len(videos.titles):
+    if not rows == len(videos.clusters) == len(videos.ids) == len(videos.titles) == videos.buckets[-1]:
         raise RegistryError(f"the video files of {folder} differ in length; build or copy the registry again")
     return RegistrySnapshot(
         version=manifest["version"],
@@ -186,11 +188,18 @@ def _snapshot(folder: Path, manifest: dict[str, Any]) -> RegistrySnapshot:
         threshold=clusters["threshold"],
         embedding=clusters["embedding"],
         history=tuple(manifest["history"]),
+        lineage=clusters["lineage"],
+        successors={int(retired): live for retired, live in clusters["successors"].items()},
+        parents=tuple(ParentCard(**_with_tuples(parent)) for parent in clusters["parents"]),
     )
 
 
 def _card(card: dict[str, Any]) -> ClusterCard:
-    return ClusterCard(**{**card, "titles": tuple(card["titles"]), "terms": tuple(card["terms"])})
+    return ClusterCard(**{**_with_tuples(card), "wording": Wording(card["wording"])})
+
+
+def _with_tuples(card: dict[str, Any]) -> dict[str, Any]:
+    return {**card, "titles": tuple(card["titles"]), "terms": tuple(card["terms"])}
 
 
 def _mapped(path: Path, dtype: str, dimensions: int) -> npt.NDArray[Any]:

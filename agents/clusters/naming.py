@@ -21,6 +21,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 import orjson
+from scipy.sparse import csr_array
 from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS, CountVectorizer
 
 from agents.clusters.catalogue import Video
@@ -54,8 +55,30 @@ _FILLERS: Final = ("videos", "highlights", "stories")
 
 
 @dataclass(frozen=True, slots=True)
+class Support:
+    """What text that comes from viewing needs before it may be shown.
+
+    viewers (videos, viewers): 1 where one watched the other. least: viewers that must stand behind a term or title.
+    """
+
+    viewers: csr_array
+    least: int
+
+    def of_videos(self) -> npt.NDArray[np.bool_]:
+        """Which videos enough viewers watched, (videos,)."""
+        enough: npt.NDArray[np.bool_] = np.diff(self.viewers.indptr) >= self.least
+        return enough
+
+    def of_terms(self, rows: npt.NDArray[np.intp], users: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+        """Which terms enough viewers met: `users` (len(rows), terms) tells which of the videos `rows` use them."""
+        met = csr_array(users.T.astype(np.int32)) @ self.viewers[rows]
+        enough: npt.NDArray[np.bool_] = np.diff(met.indptr) >= self.least
+        return enough
+
+
+@dataclass(frozen=True, slots=True)
 class Name:
-    """label: at most 5 words, unique; query: 3 to 8 words; terms: best first."""
+    """label: at most 5 words, unique; query: 3 to 8 words; terms: best first, none if nothing may be said."""
 
     label: str
     query: str
@@ -63,11 +86,18 @@ class Name:
 
 
 def name_clusters(
-    videos: Sequence[Video], clusters: npt.NDArray[np.int32], centroids: Vectors, embedder: Embedder
+    videos: Sequence[Video],
+    clusters: npt.NDArray[np.int32],
+    centroids: Vectors,
+    embedder: Embedder,
+    support: Support | None = None,
 ) -> list[Name]:
-    """Names of clusters 0 .. len(centroids) - 1; `clusters` (len(videos),) holds each video's, none negative."""
+    """Names of clusters 0 .. len(centroids) - 1; `clusters` (len(videos),) holds each video's, none negative.
+
+    With `support` a term counts only in clusters where it has that; without, the videos' text is public.
+    """
     count = len(centroids)
-    plain = [_varied(terms)[:_TERMS] for terms in _ranked(videos, clusters, count)]
+    plain = [_varied(terms)[:_TERMS] for terms in _ranked(videos, clusters, count, support)]
     vectors = _embedded([[term.text for term in terms] for terms in plain], embedder, centroids.shape[1])
     ranked = [_reranked(*each) for each in zip(plain, vectors, centroids, strict=True)]
     pairs = [[_joined(terms[0], other) for other in terms[1:]] for terms in ranked]
@@ -152,8 +182,10 @@ def _stop_words() -> frozenset[str]:
     return frozenset(ENGLISH_STOP_WORDS).union(own)
 
 
-def _ranked(videos: Sequence[Video], clusters: npt.NDArray[np.int32], count: int) -> list[list[_Term]]:
-    """Each cluster's best terms by score, best first, ties by the alphabet."""
+def _ranked(
+    videos: Sequence[Video], clusters: npt.NDArray[np.int32], count: int, support: Support | None
+) -> list[list[_Term]]:
+    """Each cluster's best terms by score, best first, ties by the alphabet; with `support` only those that have it."""
     # Words of one video alone say nothing about its cluster, but a handful of videos may share no word.
     minimum = 2 if len(videos) > 10 * count else 1
     vectorizer = CountVectorizer(analyzer=terms_of, binary=True, min_df=minimum)
@@ -166,11 +198,13 @@ def _ranked(videos: Sequence[Video], clusters: npt.NDArray[np.int32], count: int
     broad = _categories(videos).union(vocabulary[total > _SHARED_BY * len(videos) / count].tolist())
     ranked = []
     for cluster in range(count):
-        own = used[np.flatnonzero(clusters == cluster)]
+        rows = np.flatnonzero(clusters == cluster)
+        own = used[rows]
         inside = np.asarray(own.sum(axis=0), dtype=np.float64).ravel()
         scores = _scores(inside, total, own.shape[0], len(videos))
         best = np.argsort(-scores, kind="stable")[:_CANDIDATES]  # columns are in alphabetical order
         users = own[:, best].toarray().astype(bool)
+        supported = np.ones(len(best), np.bool_) if support is None else support.of_terms(rows, users)
         terms = [
             _Term(
                 text=str(vocabulary[column]),
@@ -180,7 +214,7 @@ def _ranked(videos: Sequence[Video], clusters: npt.NDArray[np.int32], count: int
                 vector=np.zeros(0, np.float32),
             )
             for place, column in enumerate(best.tolist())
-            if scores[column] > 0
+            if scores[column] > 0 and supported[place]
         ]
         ranked.append(sorted(terms, key=lambda term: (-term.score, term.text)))
     return ranked

@@ -1,21 +1,24 @@
-"""A registry snapshot in memory: what `build` makes, `extend` grows and `files` stores."""
+"""A registry snapshot in memory: what `build` makes, `extend` grows, `rebuild` renews and `files` stores."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
-from io import BytesIO
-from typing import Any, Final
+from typing import Any, BinaryIO, Final, Protocol, cast
 
 import numpy as np
 import numpy.typing as npt
 import orjson
 
-from streams.identifiers import video_key
+from streams.identifiers import video_keys
 from streams.records import UNASSIGNED
-from streams.registry import ClusterCard, Neighbours, Registry, TextColumn, VideoTable
+from streams.registry import ClusterCard, Neighbours, ParentCard, Registry, TextColumn, VideoTable, bucket_offsets
 
+LEAST_VIEWERS: Final = 50
+"""Viewers that must stand behind text learned from viewing before it is shown, by default."""
+FEWEST_VIEWERS: Final = 20
+"""No setting goes below this."""
 _ROWS_AT_ONCE: Final = 262_144
 
 
@@ -27,9 +30,10 @@ class RegistryError(Exception):
 class RegistrySnapshot:
     """One version of a registry.
 
-    cards: one per cluster, ids ascending. centroids: (K, dimensions) float32, unit length. threshold: least
-    cosine to a centroid at which a new video is placed. embedding: name of the model of the centroids.
-    history: the build and every extension since, oldest first, as JSON objects.
+    cards: one per cluster, ids ascending. parents: one per group of clusters. centroids: (K, dimensions) float32, unit
+    length. threshold: least score (`agents.clusters.placement`) at which a new video is placed. embedding: name of
+    the model of the centroids. history: the build and every extension and rebuild since, oldest first, as JSON objects.
+    lineage and successors: see `streams.registry.Registry`.
     """
 
     version: int
@@ -40,6 +44,9 @@ class RegistrySnapshot:
     threshold: float
     embedding: str
     history: tuple[dict[str, Any], ...]
+    lineage: str
+    successors: Mapping[int, int] = field(default_factory=dict)
+    parents: tuple[ParentCard, ...] = ()
 
     def contents(self) -> dict[str, npt.NDArray[Any] | bytes]:
         """Everything stored, by file name without suffix: arrays, and bytes of JSON."""
@@ -50,6 +57,7 @@ class RegistrySnapshot:
             "neighbour_cosines": self.neighbours.cosines,
             "video_keys": self.videos.keys,
             "video_clusters": self.videos.clusters,
+            "video_buckets": self.videos.buckets,
             "id_text": self.videos.ids.blob,
             "id_offsets": self.videos.ids.offsets,
             "title_text": self.videos.titles.blob,
@@ -61,7 +69,14 @@ class RegistrySnapshot:
         return view(self, registry_checksum(self.version, {n: checksum(c) for n, c in self.contents().items()}))
 
     def _clusters_json(self) -> bytes:
-        content = {"embedding": self.embedding, "threshold": self.threshold, "clusters": self.cards}
+        content = {
+            "embedding": self.embedding,
+            "threshold": self.threshold,
+            "lineage": self.lineage,
+            "successors": {str(retired): live for retired, live in sorted(self.successors.items())},
+            "clusters": self.cards,
+            "parents": self.parents,
+        }
         return orjson.dumps(content, option=orjson.OPT_INDENT_2)
 
 
@@ -70,25 +85,40 @@ def view(snapshot: RegistrySnapshot, content_checksum: str) -> Registry:
     return Registry(
         version=snapshot.version,
         checksum=content_checksum,
-        lineage=checksum(snapshot.centroids),
+        lineage=snapshot.lineage,
         cards=snapshot.cards,
         neighbours=snapshot.neighbours,
         videos=snapshot.videos,
+        successors=snapshot.successors,
+        parents=snapshot.parents,
     )
 
 
-def encoded(content: npt.NDArray[Any] | bytes) -> bytes:
-    """The bytes of a stored file: JSON as it is, an array in numpy's .npy format."""
+class _Sink(Protocol):
+    def write(self, data: bytes, /) -> object: ...
+
+
+def write_content(sink: _Sink, content: npt.NDArray[Any] | bytes) -> None:
+    """Write what a stored file holds, without a copy of it: JSON as it is, an array in numpy's .npy format."""
     if isinstance(content, bytes):
-        return content
-    buffer = BytesIO()
-    np.save(buffer, np.ascontiguousarray(content), allow_pickle=False)
-    return buffer.getvalue()
+        sink.write(content)
+    else:
+        np.save(cast(BinaryIO, sink), np.ascontiguousarray(content), allow_pickle=False)
+
+
+class _Digest:
+    def __init__(self) -> None:
+        self.sha256 = sha256()
+
+    def write(self, data: bytes, /) -> None:
+        self.sha256.update(data)
 
 
 def checksum(content: npt.NDArray[Any] | bytes) -> str:
     """SHA-256 of a stored file, hexadecimal."""
-    return sha256(encoded(content)).hexdigest()
+    digest = _Digest()
+    write_content(digest, content)
+    return digest.sha256.hexdigest()
 
 
 def registry_checksum(version: int, checksums: dict[str, str]) -> str:
@@ -106,9 +136,8 @@ def text_column(texts: Sequence[str]) -> TextColumn:
 
 def video_table(ids: Sequence[str], titles: Sequence[str], clusters: npt.NDArray[np.int32]) -> VideoTable:
     """Table of videos in any order. Raises RegistryError if two ids have the same 64-bit key."""
-    keys = np.fromiter(map(video_key, ids), np.uint64, len(ids))
-    unsorted = VideoTable(keys, clusters.astype(np.int32), text_column(ids), text_column(titles))
-    return _sorted(unsorted)
+    keys = np.frombuffer(video_keys(ids), "<u8").astype(np.uint64)
+    return _sorted(keys, clusters.astype(np.int32), text_column(ids), text_column(titles))
 
 
 def merged(old: VideoTable, new: VideoTable) -> VideoTable:
@@ -120,12 +149,10 @@ def merged(old: VideoTable, new: VideoTable) -> VideoTable:
     for row in np.flatnonzero(np.isin(old.keys, new.keys)).tolist():
         _refuse_collision(old.ids[row], new.ids[int(np.searchsorted(new.keys, old.keys[row]))])
     return _sorted(
-        VideoTable(
-            np.concatenate([old.keys[kept], new.keys]),
-            np.concatenate([old.clusters[kept], new.clusters]),
-            _joined(_taken(old.ids, kept), new.ids),
-            _joined(_taken(old.titles, kept), new.titles),
-        )
+        np.concatenate([old.keys[kept], new.keys]),
+        np.concatenate([old.clusters[kept], new.clusters]),
+        _joined(_taken(old.ids, kept), new.ids),
+        _joined(_taken(old.titles, kept), new.titles),
     )
 
 
@@ -141,12 +168,14 @@ def replace_support(cards: Sequence[ClusterCard], videos: VideoTable) -> tuple[C
     return tuple(replace(card, support=int(counts[card.cluster_id])) for card in cards)
 
 
-def _sorted(table: VideoTable) -> VideoTable:
-    order = np.argsort(table.keys, kind="stable")
-    keys = table.keys[order]
+def _sorted(
+    keys: npt.NDArray[np.uint64], clusters: npt.NDArray[np.int32], ids: TextColumn, titles: TextColumn
+) -> VideoTable:
+    order = np.argsort(keys, kind="stable")
+    keys = keys[order]
     for row in np.flatnonzero(keys[1:] == keys[:-1]).tolist():
-        _refuse_collision(table.ids[int(order[row])], table.ids[int(order[row + 1])])
-    return VideoTable(keys, table.clusters[order], _taken(table.ids, order), _taken(table.titles, order))
+        _refuse_collision(ids[int(order[row])], ids[int(order[row + 1])])
+    return VideoTable(keys, clusters[order], _taken(ids, order), _taken(titles, order), bucket_offsets(keys))
 
 
 def _refuse_collision(first: str, second: str) -> None:

@@ -184,6 +184,21 @@ def test_commands_build_show_and_extend(sample: Path, unstarted_stack: Stack) ->
     assert not (sample / "registry-v3").exists()
 
 
+def test_evaluate_compares_with_a_field_held_back(sample: Path, unstarted_stack: Stack) -> None:
+    arguments = ("clusters", "evaluate", "videos.jsonl", "--against", "topic", "--k", "6", "--seeds", "2")
+    assets = unstarted_stack.settings.data_folder
+    done = personas(*arguments, "--json", assets=assets, cwd=sample)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert (found["values"], found["clusters"], found["seeds"]) == (6, 6, [0, 1])
+    assert found["ami"]["registry"]["mean"] > 0.8
+    assert found["ami"]["registry"]["least"] <= found["ami"]["registry"]["most"]
+    assert "clustering: tfidf_svd_kmeans, seed 1" in done.stderr
+    table = personas(*arguments, assets=assets, cwd=sample)
+    assert "minilm_kmeans" in table.stdout
+    assert not any("vectors" in path.name for path in sample.iterdir())
+
+
 @pytest.mark.parametrize(
     ("arguments", "status", "message"),
     [
@@ -191,6 +206,8 @@ def test_commands_build_show_and_extend(sample: Path, unstarted_stack: Stack) ->
         (["show", "nowhere"], 1, "nowhere is no registry"),
         (["extend"], 2, "either --videos FILE or --topic"),
         (["build"], 2, "CATALOGUE"),
+        (["build", "videos.jsonl", "--text-from-viewing", "--out", "other"], 1, "give --events"),
+        (["evaluate", "videos.jsonl", "--against", "nothing"], 1, "no video of videos.jsonl has a field 'nothing'"),
     ],
 )
 def test_mistakes_are_named(
@@ -200,3 +217,31 @@ def test_mistakes_are_named(
     assert done.returncode == status
     assert message in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_rebuild_continues_ids_and_uses_stored_vectors(sample: Path, unstarted_stack: Stack) -> None:
+    assets = unstarted_stack.settings.data_folder
+    lines = (sample / "videos.jsonl").read_bytes().splitlines()[:-3]
+    (sample / "fewer.jsonl").write_bytes(b"\n".join(lines[: len(lines) * 2 // 3]))
+    (sample / "all.jsonl").write_bytes(b"\n".join(lines))
+    work = ["--work", "vectors", "--json"]
+    personas("clusters", "build", "fewer.jsonl", "--out", "grown/registry-v1", *work, assets=assets, cwd=sample)
+    done = personas("clusters", "rebuild", "grown/registry-v1", "all.jsonl", *work, assets=assets, cwd=sample)
+    assert done.returncode == 0, done.stderr
+    summary = json.loads(done.stdout)
+    before, after = load_registry(sample / "grown/registry-v1"), load_registry(sample / "grown/registry-v2")
+    assert (summary["registry"], summary["version"]) == ("grown/registry-v2", 2)
+    assert after.lineage == before.lineage
+    assert summary["persisted"] + len(summary["retired"]) == len(before.cards)
+    assert summary["persisted"] > len(before.cards) / 2
+    assert all(after.successor_of(cluster) in after.cards for cluster in before.cards)
+    assert min(summary["added"]) == max(before.cards) + 1
+    assert (sample / "vectors" / "part-00000.npy").exists()
+
+    (sample / "other.jsonl").write_bytes(b'{"video_id":"x","title":"one"}\n{"video_id":"y","title":"two"}\n')
+    refused = personas(
+        "clusters", "rebuild", "grown/registry-v1", "other.jsonl", "--out", "no", assets=assets, cwd=sample
+    )
+    assert refused.returncode == 1
+    assert "no video in common" in refused.stderr
+    assert "Traceback" not in refused.stderr

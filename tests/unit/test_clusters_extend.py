@@ -55,6 +55,12 @@ def test_what_was_there_stays(base: RegistrySnapshot) -> None:
     assert [card.label for card in after.cards.values()] == [card.label for card in before.cards.values()]
 
 
+def test_an_extended_rebuild_still_names_the_successors(base: RegistrySnapshot) -> None:
+    rebuilt = replace(base, successors={9: 2}, lineage="first")
+    after = extend(rebuilt, catalogue_of("new", NEW), WordVectors()).snapshot.registry()
+    assert (after.successor_of(9), after.lineage) == (2, "first")
+
+
 def test_support_counts_the_new_videos(base: RegistrySnapshot) -> None:
     result = extend(base, catalogue_of("new", NEW), WordVectors())
     gained = {a.label: a.support - b.support for a, b in zip(result.snapshot.cards, base.cards, strict=True)}
@@ -92,7 +98,7 @@ def test_centroids_of_another_model_are_refused(base: RegistrySnapshot) -> None:
 
 
 def test_ids_with_the_same_key_are_refused(base: RegistrySnapshot, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(snapshot_module, "video_key", lambda video_id: len(video_id))
+    monkeypatch.setattr(snapshot_module, "video_keys", lambda ids: b"".join(len(i).to_bytes(8, "little") for i in ids))
     first = video_table(["a", "bb"], ["", ""], np.zeros(2, np.int32))
     with pytest.raises(RegistryError, match="'bb' and 'cc' have the same 64-bit key"):
         video_table(["a", "bb", "cc"], ["", "", ""], np.zeros(3, np.int32))

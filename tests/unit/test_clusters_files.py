@@ -13,7 +13,7 @@ from agents.clusters import files
 from agents.clusters.build import build
 from agents.clusters.files import load_registry, load_snapshot, packaged_registry, verify, write_snapshot
 from agents.clusters.snapshot import RegistryError, RegistrySnapshot
-from streams.registry import Registry, TextColumn, VideoTable
+from streams.registry import Registry, TextColumn, VideoTable, bucket_offsets
 from tests.cluster_samples import WordVectors, catalogue, rows
 
 
@@ -119,7 +119,7 @@ def test_a_missing_folder_names_the_command_that_makes_one(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format": 2}, "not of format 1"),
+        ({"format": 1}, "not of format 2"),
         ({"version": 7}, "does not agree with itself"),
         ({"files": {}}, "does not agree with itself"),
         ({"files": 3}, "lacks"),
@@ -143,7 +143,7 @@ def test_many_videos_open_at_once_and_stay_on_disk(tmp_path: Path, snapshot: Reg
     count = 400_000
     keys = np.sort(np.random.default_rng(0).integers(0, 2**64, count, np.uint64))
     text = TextColumn(np.full(count * 8, ord("x"), np.uint8), np.arange(count + 1, dtype=np.int64) * 8)
-    videos = VideoTable(keys, np.zeros(count, np.int32), text, text)
+    videos = VideoTable(keys, np.zeros(count, np.int32), text, text, bucket_offsets(keys))
     write_snapshot(replace(snapshot, videos=videos), tmp_path / "large")
     started = time.perf_counter()
     registry = load_registry(tmp_path / "large")

@@ -8,7 +8,9 @@ from hypothesis import strategies as st
 from agents.clusters.snapshot import text_column, video_table
 from streams.identifiers import video_key
 from streams.records import UNASSIGNED
-from streams.registry import ClusterCard, Neighbours, Registry
+from streams.registry import ClusterCard, Neighbours, Registry, VideoTable, bucket_offsets
+
+NONE = Neighbours(np.zeros((0, 0), np.int32), np.zeros((0, 0), np.float32))
 
 
 def card(cluster_id: int, prior: float) -> ClusterCard:
@@ -99,6 +101,38 @@ def test_lookup_by_keys_keeps_the_shape_and_all_64_bits() -> None:
     assert registry.clusters_of_keys(keys).tolist() == [[3, UNASSIGNED], [3, UNASSIGNED]]
     # Neighbouring keys differ in bits that a float64 does not hold.
     assert all(registry.video_of(video_key(f"v{i}") ^ 1) is None for i in range(200))
+
+
+@given(st.lists(st.integers(0, 2**64 - 1), min_size=1, max_size=200), st.integers(0, 63))
+def test_keys_that_crowd_together_are_found(numbers: list[int], shift: int) -> None:
+    """However the keys' first bits fall, as many alike as there can be."""
+    keys = np.unique(np.array([number >> shift for number in numbers], np.uint64))
+    text = text_column([""] * len(keys))
+    clusters = np.arange(len(keys), dtype=np.int32)
+    table = VideoTable(keys, clusters, text, text, bucket_offsets(keys))
+    registry = Registry(version=1, checksum="", lineage="", cards=[card(0, 1)], neighbours=NONE, videos=table)
+    assert registry.clusters_of_keys(keys).tolist() == clusters.tolist()
+    near = np.concatenate([keys + np.uint64(1), keys - np.uint64(1), np.array([0, 2**64 - 1], np.uint64)])
+    expected = {int(key): cluster for key, cluster in zip(keys.tolist(), clusters.tolist(), strict=True)}
+    assert registry.clusters_of_keys(near).tolist() == [expected.get(key, UNASSIGNED) for key in near.tolist()]
+    assert [registry.video_of(key) for key in near.tolist()] == [
+        "" if key in expected else None for key in near.tolist()
+    ]
+
+
+def test_successors_answer_for_retired_clusters() -> None:
+    table = video_table([], [], np.zeros(0, np.int32))
+    registry = Registry(
+        version=3,
+        checksum="",
+        lineage="",
+        cards=[card(4, 0.5), card(6, 0.5)],
+        neighbours=NONE,
+        videos=table,
+        successors={1: 6, 2: UNASSIGNED},
+    )
+    assert [registry.successor_of(cluster) for cluster in (4, 6, 1, 2, 3, UNASSIGNED)] == [4, 6, 6, -1, -1, -1]
+    assert make(KNOWN).successor_of(9) == 9
 
 
 def test_text_columns_hold_any_text() -> None:
