@@ -15,6 +15,7 @@ import orjson
 
 from agents.persona_writer import PersonaWriter, WriterConfiguration
 from agents.replay import Control, EndBootstrap, Event, Item, ReplayDriver, append_times, as_bootstrap
+from agents.settings import Settings
 from agents.stores.memory import MemoryStore
 from agents.student_client import StudentClient
 from agents.telemetry import Telemetry
@@ -99,6 +100,25 @@ def unknown_videos(
         if record.video_id not in found and not registry.knows(record.video_id):
             found[record.video_id] = UnknownVideo(record.video_id, record.title, record.tags, record.category)
     return list(found.values())
+
+
+def registry_holding(
+    settings: Settings, registry: Registry, events: Sequence[Event], configuration: WatchConfiguration
+) -> Registry:
+    """The packaged registry with the events' videos placed in it by their titles; unchanged if it knows them all."""
+    from agents.clusters.catalogue import Catalogue, Video
+    from agents.clusters.embedding import MiniLM
+    from agents.clusters.extend import extend
+    from agents.clusters.files import PACKAGED, load_snapshot
+    from agents.localstack.assets import tokenizer_path
+
+    unknown = unknown_videos(events, registry, configuration)
+    if not unknown:
+        return registry
+    videos = tuple(Video(video.video_id, video.title or "", video.tags, video.category) for video in unknown)
+    embedder = MiniLM(tokenizer_path(settings, lambda line: print(line, file=sys.stderr)))  # noqa: T201
+    following = extend(load_snapshot(PACKAGED), Catalogue("replayed events", "", videos), embedder).snapshot
+    return following.registry()
 
 
 async def replay_events(

@@ -131,6 +131,7 @@ async def _start_watch(clients: AsyncExitStack, parts: _Parts, settings: Setting
     names = [topics.WATCH_EVENTS, topics.USER_CONTROLS, topics.WATCH_POSITIONS]
     ids = await asyncio.to_thread(topic_ids, settings, names)
     configuration, registry = load_configuration(settings, ids)
+    logger.info("registry version %d, thresholds %s", registry.version, configuration.thresholds.name)
     watch = WatchApp(settings, configuration, registry, telemetry, ids)
     clients.push_async_callback(watch.close)
     parts.add("watch app", watch.app.stop)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import numpy as np
 
 from streams.identifiers import video_key
-from streams.interests import retract, seat
+from streams.interests import retract
+from streams.mixture import Model, seat
 from streams.records import Command, ControlKind, UserControl
 from streams.state import EMPTY, HIDDEN, OPTED_OUT, PINNED, State, members, reset
 
 
-def apply_control(state: State, control: UserControl) -> tuple[State, Command | None]:
+def apply_control(state: State, control: UserControl, model: Model) -> tuple[State, Command | None]:
     """The state after a control, and what it asks of the persona app (None: nothing).
 
     Erasing, opting out and clearing the history start a new epoch; what was counted is gone, markers stay.
@@ -27,14 +28,14 @@ def apply_control(state: State, control: UserControl) -> tuple[State, Command | 
         cleared = _forgotten(state, flags=int(state["flags"]))
         cleared["hidden"], cleared["pinned"] = state["hidden"], state["pinned"]
         for cluster in sorted(members(state["pinned"])):
-            seat(cleared, cluster)
+            seat(cleared, cluster, model)
         return cleared, Command.ERASE
     if int(state["flags"]) & OPTED_OUT:
         return state, None
     if kind is ControlKind.FORGET_VIDEO:
-        _forget_video(state, video_key(control.video_id or ""))
+        _forget_video(state, video_key(control.video_id or ""), model)
     else:
-        _list_control(state, kind, control.cluster_id if control.cluster_id is not None else EMPTY)
+        _list_control(state, kind, control.cluster_id if control.cluster_id is not None else EMPTY, model)
     return state, Command.REFRESH if state["request_ts"] else None
 
 
@@ -42,7 +43,7 @@ def _forgotten(state: State, *, flags: int) -> State:
     return reset(state, epoch=int(state["epoch"]) + 1, flags=flags)
 
 
-def _list_control(state: State, kind: ControlKind, cluster: int) -> None:
+def _list_control(state: State, kind: ControlKind, cluster: int, model: Model) -> None:
     """Hiding lifts a pin and the other way round; a full list drops its oldest entry."""
     hidden = [c for c in state["hidden"].tolist() if c not in (EMPTY, cluster)]
     pinned = [c for c in state["pinned"].tolist() if c not in (EMPTY, cluster)]
@@ -50,7 +51,7 @@ def _list_control(state: State, kind: ControlKind, cluster: int) -> None:
         hidden.append(cluster)
     if kind is ControlKind.PIN:
         pinned.append(cluster)
-        seat(state, cluster)
+        seat(state, cluster, model)
     state["hidden"] = _padded(hidden, HIDDEN)
     state["pinned"] = _padded(pinned, PINNED)
 
@@ -60,13 +61,15 @@ def _padded(ids: list[int], size: int) -> list[int]:
     return kept + [EMPTY] * (size - len(kept))
 
 
-def _forget_video(state: State, video: int) -> None:
+def _forget_video(state: State, video: int, model: Model) -> None:
     """Take back the video's watches among the last events, and every place where it is evidence."""
     for i in range(int(state["ring_used"])):
         if int(state["ring_video"][i]) == video and int(state["ring_cluster"][i]) >= 0:
-            retract(state, int(state["ring_cluster"][i]), float(state["ring_counted"][i]), int(state["ring_ts"][i]))
+            counted, drawn = float(state["ring_counted"][i]), float(state["ring_draw"][i])
+            retract(state, int(state["ring_cluster"][i]), counted, drawn, int(state["ring_ts"][i]), model)
             # The weight stays, so that a later heartbeat of the same playback adds only what is new.
             state["ring_counted"][i] = 0
+            state["ring_draw"][i] = 0
             state["ring_video"][i] = 0
     hit = state["evidence_video"] == np.uint64(video)
     state["evidence_video"][hit] = 0

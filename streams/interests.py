@@ -1,31 +1,32 @@
-"""The estimator, first form: sparse decayed counts at two horizons, and the distribution they describe.
+"""What a viewer's watches add up to: decayed counts at two horizons, evidence, and the distribution they describe.
 
-    c <- c * 2^(-|w| / H_events - days / H_days) + w        n_eff = (sum c)^2 / (decayed sum of w^2)
-    p = (n_eff * c / sum c + a * g) / (n_eff + a)            a = 1, g the global prior over clusters
+    c <- c * 2^(-|w| / H_events - days / H_days) + w
 
 Half-lives count events (weights) and days together, so that a light viewer forgets by the calendar and a heavy one by
-what was watched since. A better estimator takes this module's place: the rest uses `count_watch` and `distribution`.
+what was watched since. The counts say how much backs an interest, and whether it rises or falls; the shares come from
+the estimator in streams/mixture.py.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
+from streams.mixture import Floats, Model, estimate, fresh_draws, observe, seat, withdraw
 from streams.records import Action, WatchEvent
-from streams.state import SLOTS, State, clear_slot, slot_of
+from streams.state import SLOTS, State, slot_of
 
 DAY_MS: Final = 86_400_000
 SHORT_EVENTS, LONG_EVENTS = 12.0, 80.0
 SHORT_DAYS, LONG_DAYS = 14.0, 90.0
-PRIOR_WEIGHT: Final = 1.0
-SHORT_BLEND: Final = 0.25
-"""Weight of the short horizon in the viewer's distribution."""
 SESSION_CAP: Final = 4.0
 """Most weight one cluster gains in one session: an evening of one series is one evening's interest."""
+SESSION_UNIT: Final = 1 / 8192
+"""In which a state holds the weight that a cluster gained in the session."""
 SESSION_GAP_MS: Final = 30 * 60_000
 MINIMUM_FRACTION: Final = 0.1
 """A play shorter than this share of the video says nothing."""
@@ -42,8 +43,6 @@ _FIXED_WEIGHTS: Final = {
     Action.THUMBS_DOWN: -1.0,
     Action.NOT_INTERESTED: -2.0,
 }
-
-Floats = npt.NDArray[np.float64]
 
 
 def watch_weight(event: WatchEvent) -> float:
@@ -79,17 +78,19 @@ def advance(state: State, ts: int) -> None:
     state["last_ts"] = max(ts, last)
 
 
-def count_watch(state: State, cluster: int, weight: float, ts: int, video: int, *, evidence: bool) -> tuple[int, float]:
+def count_watch(
+    state: State, cluster: int, weight: float, ts: int, video: int, model: Model, *, evidence: bool
+) -> tuple[int, float]:
     """Count one watch of `weight` (negative: a dislike) at `ts`; returns its slot and how much of it was counted.
 
     Call `advance` first. An event older than the state's time is decayed by days to its own time. `evidence`: keep the
     video as evidence of the interest.
     """
-    slot = seat(state, cluster)
+    slot = seat(state, cluster, model)
     size = abs(weight)
-    room = max(0.0, SESSION_CAP - float(state["in_session"][slot]))
+    room = max(0.0, SESSION_CAP - int(state["in_session"][slot]) * SESSION_UNIT)
     size = min(size, room)
-    state["in_session"][slot] += size
+    state["in_session"][slot] = int(state["in_session"][slot]) + math.ceil(size / SESSION_UNIT)
     _decay(state, 2.0 ** (-size / SHORT_EVENTS), 2.0 ** (-size / LONG_EVENTS))
     late_days = max(0, int(state["last_ts"]) - ts) / DAY_MS
     short, long = size * 2.0 ** (-late_days / SHORT_DAYS), size * 2.0 ** (-late_days / LONG_DAYS)
@@ -98,19 +99,30 @@ def count_watch(state: State, cluster: int, weight: float, ts: int, video: int, 
         return slot, -size
     state["short"][slot] = min(float(state["short"][slot]) + short, MAXIMUM_COUNT)
     state["long"][slot] = min(float(state["long"][slot]) + long, MAXIMUM_COUNT)
-    state["short_squares"] += short * short
-    state["long_squares"] += long * long
-    state["evidence_mass"] += size
     if evidence:
         _keep_evidence(state, slot, video, ts)
     return slot, size
 
 
-def retract(state: State, cluster: int, counted: float, ts: int) -> None:
-    """Take back what `count_watch` counted at `ts` (negative: a dislike), decayed to now by days; never below zero."""
+def draw(state: State, slot: int, counted: float, model: Model, *, autoplay: bool) -> float:
+    """Show the estimator one qualifying watch; returns how much of a fresh draw from the taste it was, 0..1.
+
+    A watch is one choice, however long it was; one that began by itself is half of one, and one beyond the session's
+    cap (counted 0) is none.
+    """
+    size = 0.0 if counted <= 0 else AUTOPLAY_FACTOR if autoplay else 1.0
+    return observe(state, slot, size, model)[1]
+
+
+def retract(state: State, cluster: int, counted: float, drawn: float, ts: int, model: Model) -> None:
+    """Take back what `count_watch` counted at `ts` (negative: a dislike), decayed to now by days, and what `draw` drew.
+
+    Nothing falls below zero.
+    """
     slot = slot_of(state, cluster)
-    if slot < 0 or counted == 0:
+    if slot < 0:
         return
+    withdraw(state, slot, drawn, ts, model.constants)
     days = max(0, int(state["last_ts"]) - ts) / DAY_MS
     short, long = (abs(counted) * 2.0 ** (-days / half_life) for half_life in (SHORT_DAYS, LONG_DAYS))
     if counted < 0:
@@ -118,44 +130,29 @@ def retract(state: State, cluster: int, counted: float, ts: int) -> None:
         return
     state["short"][slot] = max(0.0, float(state["short"][slot]) - short)
     state["long"][slot] = max(0.0, float(state["long"][slot]) - long)
-    state["short_squares"] = max(0.0, float(state["short_squares"]) - short * short)
-    state["long_squares"] = max(0.0, float(state["long_squares"]) - long * long)
-    state["evidence_mass"] = max(0.0, float(state["evidence_mass"]) - abs(counted))
-
-
-def discount_old(state: State, factor: float) -> None:
-    """After an alarm the long counts lose most of their say, so that the next snapshot follows the new taste."""
-    keep = np.float32(factor)
-    state["long"] = state["long"] * keep + state["short"] * (np.float32(1.0) - keep)
-    state["long_squares"] = float(state["long_squares"]) * factor + float(state["short_squares"]) * (1.0 - factor)
 
 
 @dataclass(frozen=True, slots=True)
 class Distribution:
     """The viewer's distribution over clusters at one moment, slot by slot.
 
-    share: (SLOTS,) of the viewer's own watches, sums to 1 or is all zero; short, long: the same at each horizon;
-    smoothed: (SLOTS,) with the prior mixed in; prior_weight: what a cluster without a slot gets, times its prior.
+    share: (SLOTS,) posterior mean, 0 where empty; rest: of every other cluster, per unit of the population's share, so
+    that all of it sums to 1; short, long: (SLOTS,) each horizon's counts, as shares; n_eff: independent draws behind
+    it.
     """
 
     share: Floats
+    rest: float
     short: Floats
     long: Floats
-    smoothed: Floats
-    prior_weight: float
     n_eff: float
 
 
-def distribution(state: State, slot_prior: Floats) -> Distribution:
-    """Blend of both horizons. `slot_prior` is (SLOTS,): the global share of each slot's cluster, 0 where empty."""
-    long, short = _normalised(state["long"]), _normalised(state["short"])
-    share = (1.0 - SHORT_BLEND) * long + SHORT_BLEND * short
-    squares = float(state["long_squares"])
-    total = float(state["long"].astype(np.float64).sum())
-    n_eff = total * total / squares if squares > 1e-12 else 0.0
-    prior_weight = PRIOR_WEIGHT / (n_eff + PRIOR_WEIGHT)
-    smoothed = share * (1.0 - prior_weight) + prior_weight * slot_prior
-    return Distribution(share, short, long, smoothed, prior_weight, n_eff)
+def distribution(state: State, model: Model) -> Distribution:
+    """What the viewer's watches say now."""
+    share, rest = estimate(state, model)
+    short, long = _normalised(state["short"]), _normalised(state["long"])
+    return Distribution(share, float(rest), short, long, float(fresh_draws(state)))
 
 
 def _normalised(counts: npt.NDArray[np.float32]) -> Floats:
@@ -168,24 +165,6 @@ def _decay(state: State, short: float, long: float) -> None:
     state["short"] *= np.float32(short)
     state["long"] *= np.float32(long)
     state["negative"] *= np.float32(long)
-    state["short_squares"] *= short * short
-    state["long_squares"] *= long * long
-
-
-def seat(state: State, cluster: int) -> int:
-    """The cluster's slot, a free one, or the weakest one, which makes room."""
-    slot = slot_of(state, cluster)
-    if slot >= 0:
-        return slot
-    free = np.nonzero(state["cluster"] < 0)[0]
-    if free.size:
-        slot = int(free[0])
-    else:
-        mass = state["long"] + state["short"] + state["negative"]
-        slot = int(np.argmin(mass))
-        clear_slot(state, slot)
-    state["cluster"][slot] = cluster
-    return slot
 
 
 def _keep_evidence(state: State, slot: int, video: int, ts: int) -> None:

@@ -12,7 +12,8 @@ from typing import Final
 import numpy as np
 
 from streams.identifiers import interest_id
-from streams.interests import Distribution, Floats
+from streams.interests import Distribution
+from streams.mixture import Floats, Model
 from streams.records import (
     Audience,
     Basis,
@@ -25,10 +26,10 @@ from streams.records import (
     NovelCandidate,
 )
 from streams.registry import Registry
-from streams.state import EVIDENCE, SLOTS, State, members
-from streams.trigger import Fired, Policy, Thresholds, divergence
+from streams.state import EMPTY, EVIDENCE, SLOTS, STATED, State, members
+from streams.trigger import Fired, Policy, Thresholds, distance
 
-MAXIMUM_INTERESTS: Final = 5
+MAXIMUM_INTERESTS: Final = STATED
 MAXIMUM_NOVEL: Final = 3
 ENTER_COUNT, ENTER_SHARE = 3.0, 0.03
 STAY_FACTOR: Final = 2.0 / 3.0
@@ -47,16 +48,6 @@ MOVED: Final = 0.03
 """Change of share from which an interest is named as risen or fallen."""
 
 
-def slot_priors(state: State, registry: Registry) -> Floats:
-    """(SLOTS,) global share of each slot's cluster; 0 where the slot is empty or the registry lacks its cluster."""
-    priors = np.zeros(SLOTS)
-    for slot in np.nonzero(state["cluster"] >= 0)[0]:
-        card = registry.cards.get(int(state["cluster"][slot]))
-        if card is not None:
-            priors[slot] = card.prior
-    return priors
-
-
 def build_context(
     user_id: str,
     state: State,
@@ -64,11 +55,12 @@ def build_context(
     registry: Registry,
     fired: Fired,
     policy: Policy,
+    model: Model,
     thresholds: Thresholds,
 ) -> Context:
     """Choose what the persona will state and explain why it was asked for. Marks the chosen slots in the state."""
     avoid = _avoided(state)
-    explanation = explain(state, shares, registry, fired, thresholds)
+    explanation = explain(state, shares, registry, fired, model, thresholds)
     interests = _interests(user_id, state, shares, registry, avoid)
     return Context(
         maturity=_maturity(state, policy),
@@ -88,29 +80,27 @@ def build_context(
 
 
 def explain(
-    state: State, shares: Distribution, registry: Registry, fired: Fired, thresholds: Thresholds
+    state: State, shares: Distribution, registry: Registry, fired: Fired, model: Model, thresholds: Thresholds
 ) -> Explanation:
     """The rule's value against its threshold, and what moved since the last request. Call before `adopt`."""
     value, threshold, since = round(fired.value, 4), round(fired.threshold, 4), int(state["since_request"])
     if not state["student_sequence"]:
         return Explanation(fired.rule, value, threshold, since)
-    before = _total_one(np.maximum(state["reference"].astype(np.float64), 0.0))
-    now = shares.share
+    before, now = state["reference"].astype(np.float64), shares.share
     moved = now - before
     order = sorted(
         np.nonzero(np.abs(moved) >= MOVED)[0],
         key=lambda slot: (-abs(moved[slot]), int(state["cluster"][slot])),
     )
     rows = [_moved(state, registry, int(slot), before, now) for slot in order if state["cluster"][slot] >= 0]
-    # Both samples are finite, so the smaller of the two sizes governs how far apart chance alone puts them.
-    size = min(shares.n_eff, float(state["reference_n_eff"]))
+    found = distance(state, shares, model, thresholds)
     return Explanation(
         rule=fired.rule,
         value=value,
         threshold=threshold,
         watches_since=since,
-        divergence=round(divergence(before, now), 4) if before.sum() > 0 and now.sum() > 0 else None,
-        divergence_null=round(thresholds.null_quantile(size), 4),
+        divergence=round(found.divergence, 4),
+        divergence_null=round(found.null_quantile, 4),
         risen=tuple(row for row in rows if row[3] > row[2])[:3],
         fallen=tuple(row for row in rows if row[3] < row[2])[:3],
     )
@@ -125,11 +115,6 @@ def _moved(state: State, registry: Registry, slot: int, before: Floats, now: Flo
         round(float(before[slot]), 4),
         round(float(now[slot]), 4),
     )
-
-
-def _total_one(values: Floats) -> Floats:
-    total = float(values.sum())
-    return values / total if total > 0 else values
 
 
 def _maturity(state: State, policy: Policy) -> Maturity:
@@ -147,32 +132,53 @@ def _avoided(state: State) -> frozenset[int]:
 def _interests(
     user_id: str, state: State, shares: Distribution, registry: Registry, avoid: frozenset[int]
 ) -> tuple[Interest, ...]:
-    pinned = members(state["pinned"])
+    pinned, stated = members(state["pinned"]), _stated(state)
     ranked: list[tuple[float, int, int]] = []
     for slot in range(SLOTS):
         cluster = int(state["cluster"][slot])
         card = registry.cards.get(cluster)
-        if cluster < 0 or card is None or card.sensitive or cluster in avoid:
+        if cluster < 0 or card is None or not card.statable or cluster in avoid:
             continue
-        stated = int(state["valid_from"][slot]) > 0
-        bar = STAY_FACTOR if stated else 1.0
+        bar = STAY_FACTOR if cluster in stated else 1.0
         count, share = float(state["long"][slot]) - float(state["negative"][slot]), float(shares.share[slot])
         if cluster not in pinned and (count < ENTER_COUNT * bar or share < ENTER_SHARE * bar):
             continue
-        strength = math.inf if cluster in pinned else share * (INCUMBENT_BONUS if stated else 1.0)
+        strength = math.inf if cluster in pinned else share * (INCUMBENT_BONUS if cluster in stated else 1.0)
         ranked.append((-strength, cluster, slot))
-    chosen = [slot for _, _, slot in sorted(ranked)[:MAXIMUM_INTERESTS]]
-    for slot in range(SLOTS):
-        if slot not in chosen:
-            state["valid_from"][slot] = 0
-        elif not state["valid_from"][slot]:
-            state["valid_from"][slot] = max(1, int(state["last_ts"]))
+    chosen = _one_per_label(state, registry, [slot for _, _, slot in sorted(ranked)])[:MAXIMUM_INTERESTS]
     chosen.sort(key=lambda slot: (-round(float(shares.share[slot]), 6), int(state["cluster"][slot])))
-    return tuple(_interest(user_id, state, slot, shares, registry, pinned) for slot in chosen)
+    clusters = [int(state["cluster"][slot]) for slot in chosen]
+    since = [stated.get(cluster, int(state["last_ts"])) for cluster in clusters]
+    state["stated"] = clusters + [EMPTY] * (STATED - len(clusters))
+    state["stated_from"] = since + [0] * (STATED - len(since))
+    return tuple(
+        _interest(user_id, state, slot, shares, registry, pinned, valid_from)
+        for slot, valid_from in zip(chosen, since, strict=True)
+    )
+
+
+def _one_per_label(state: State, registry: Registry, slots: list[int]) -> list[int]:
+    """The first slot of each label: clusters that speak in their parent's words share one."""
+    first: dict[str, int] = {}
+    for slot in slots:
+        first.setdefault(registry.cards[int(state["cluster"][slot])].label, slot)
+    return list(first.values())
+
+
+def _stated(state: State) -> dict[int, int]:
+    """What the last persona stated: cluster id -> since when."""
+    pairs = zip(state["stated"].tolist(), state["stated_from"].tolist(), strict=True)
+    return {cluster: since for cluster, since in pairs if cluster != EMPTY}
 
 
 def _interest(
-    user_id: str, state: State, slot: int, shares: Distribution, registry: Registry, pinned: frozenset[int]
+    user_id: str,
+    state: State,
+    slot: int,
+    shares: Distribution,
+    registry: Registry,
+    pinned: frozenset[int],
+    valid_from: int,
 ) -> Interest:
     cluster = int(state["cluster"][slot])
     card = registry.cards[cluster]
@@ -187,7 +193,7 @@ def _interest(
         horizon=Horizon.SHORT if short > 2 * long else Horizon.LONG,
         trend=_trend(short, long),
         confidence=round(count / (count + CONFIDENCE_HALF), 2),
-        valid_from=int(state["valid_from"][slot]),
+        valid_from=valid_from,
         query=card.query,
         pinned=cluster in pinned,
         titles=card.titles,
@@ -216,6 +222,7 @@ def _novel(
 ) -> tuple[NovelCandidate, ...]:
     """Clusters near what the viewer likes and never watched, best first, spread over the interests they come from."""
     consumed = members(state["cluster"])
+    said = {interest.label for interest in interests}
     scores: dict[int, float] = {}
     via: dict[int, tuple[float, int, str]] = {}
     for interest in interests:
@@ -224,7 +231,8 @@ def _novel(
             if (
                 similarity < MINIMUM_SIMILARITY
                 or card is None
-                or card.sensitive
+                or not card.suggestible
+                or card.label in said
                 or cluster in consumed
                 or cluster in avoid
             ):
@@ -264,7 +272,7 @@ def _novel(
 
 def _popular(registry: Registry, excluded: frozenset[int]) -> tuple[NovelCandidate, ...]:
     """What many viewers watch, for one of whom too little is known to go by."""
-    cards = [card for card in registry.cards.values() if not card.sensitive and card.cluster_id not in excluded]
+    cards = [card for card in registry.cards.values() if card.suggestible and card.cluster_id not in excluded]
     cards.sort(key=lambda card: (-card.prior, card.cluster_id))
     return tuple(
         NovelCandidate(card.cluster_id, card.label, card.query, lift=1.0, confidence=0.0, via=(), titles=card.titles)

@@ -11,14 +11,22 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-FORMAT: Final = 1
+FORMAT: Final = 2
 """Version of the layout, first field of every value."""
 
-SLOTS: Final = 24
+SLOTS: Final = 20
 """Clusters held per viewer; the weakest makes room for a new one."""
 RING: Final = 16
 """Last events held per viewer, for duplicates, heartbeats and retraction."""
 EVIDENCE: Final = 2
+EXPERTS: Final = 5
+"""Experts of the estimator's mixture (streams/mixture.py)."""
+COUNTS: Final = EXPERTS - 1
+"""Sets of counts behind them: the first two experts share one."""
+RECENT: Final = 8
+"""Last watches' clusters held for the session model."""
+STATED: Final = 5
+"""Most interests that a persona states."""
 HIDDEN: Final = 16
 PINNED: Final = 8
 EMPTY: Final = -1
@@ -44,42 +52,48 @@ STATE: Final = np.dtype(
         ("watch_offset", "<i8"),
         ("control_topic", "<u8"),
         ("control_offset", "<i8"),
+        ("registry", "<u4"),  # version whose clusters the slots hold; 0: none yet
         # What was counted.
         ("events", "<u4"),
         ("qualifying", "<u4"),
         ("first_ts", "<i8"),
         ("last_ts", "<i8"),
-        ("evidence_mass", "<f8"),  # sum of positive weights, never decayed
-        ("long_squares", "<f8"),  # decayed sum of squared weights, for the effective sample size
-        ("short_squares", "<f8"),
-        ("unassigned", "<f8"),
-        ("locale", "S8"),
+        ("unassigned", "<f4"),
         # The session in progress.
         ("session_key", "<u8"),
         ("session_ts", "<i8"),
-        # The reference is the distribution of the last request emitted.
-        ("reference_prior", "<f8"),  # weight of the global prior in it
-        ("reference_n_eff", "<f8"),
-        ("reference_mass", "<f8"),  # evidence_mass at that request
+        # The reference is the distribution that the last request described.
+        ("reference_rest", "<f8"),  # of the clusters without a slot, per unit of the population's share
+        ("reference_n_eff", "<f4"),
+        ("regret", "<f8"),  # squared divergence since that request, in bits squared times watches
         ("request_ts", "<i8"),
         ("since_request", "<u4"),  # qualifying watches since
-        ("follow_up", "<u4"),  # qualifying watches until the follow-up; 0: none due
-        # The detector (Page-Hinkley on surprise).
-        ("last_cluster", "<i4"),
-        ("runs", "<u4"),
-        ("surprise_mean", "<f8"),
-        ("surprise_sum", "<f8"),
+        ("request_rule", "<u4"),  # place of its rule in Rule
+        # The estimator: see streams/mixture.py.
+        ("experts", "<u4"),  # in use
+        ("restarts", "<u4"),
+        ("since_restart", "<f4"),  # fresh draws
+        ("kinds", "<f4", (3,)),  # expected fresh draws, repeats and session echoes so far, prior included
+        ("recent", "<i4", (RECENT,)),  # clusters of the last watches, newest first
+        ("expert_weight", "<f4", (EXPERTS,)),
+        ("expert_prior", "<f4", (EXPERTS,)),
+        ("total", "<f4", (COUNTS,)),
+        ("spread", "<f4", (COUNTS,)),
+        ("born", "<u4", (COUNTS,)),  # the viewer's time when its counting began, s
         # Controls.
         ("hidden", "<i4", (HIDDEN,)),
         ("pinned", "<i4", (PINNED,)),
+        # What the last request stated: clusters, and since when each is stated, ms.
+        ("stated", "<i4", (STATED,)),
+        ("stated_from", "<i8", (STATED,)),
         # Clusters, one slot each.
         ("cluster", "<i4", (SLOTS,)),
         ("short", "<f4", (SLOTS,)),
         ("long", "<f4", (SLOTS,)),
         ("negative", "<f4", (SLOTS,)),
         ("reference", "<f4", (SLOTS,)),
-        ("in_session", "<f4", (SLOTS,)),
-        ("valid_from", "<i8", (SLOTS,)),  # when the interest entered the persona; 0: it is not in it
+        ("in_session", "<u2", (SLOTS,)),
+        ("count", "<f4", (COUNTS, SLOTS)),  # fresh draws
         ("evidence_video", "<u8", (SLOTS, EVIDENCE)),  # newest first
         ("evidence_ts", "<i8", (SLOTS, EVIDENCE)),
         # The last events, newest at ring_next - 1.
@@ -91,6 +105,7 @@ STATE: Final = np.dtype(
         ("ring_cluster", "<i4", (RING,)),
         ("ring_weight", "<f4", (RING,)),  # what the event weighs
         ("ring_counted", "<f4", (RING,)),  # how much of it was counted; negative: as a dislike
+        ("ring_draw", "<f4", (RING,)),  # how much of a fresh draw it was
     ]
 )
 
@@ -115,9 +130,8 @@ def new_state() -> State:
     """The state of a viewer never seen: zeros, empty slots, markers before every offset."""
     state: State = np.zeros((), dtype=STATE)
     state["format"] = FORMAT
-    for name in ("cluster", "hidden", "pinned", "ring_cluster"):
+    for name in ("cluster", "hidden", "pinned", "stated", "recent", "ring_cluster"):
         state[name] = EMPTY
-    state["last_cluster"] = EMPTY
     state["watch_offset"] = -1
     state["control_offset"] = -1
     return state
@@ -155,15 +169,6 @@ def slot_of(state: State, cluster: int) -> int:
     """Index of a cluster's slot, or -1."""
     found = np.nonzero(state["cluster"] == cluster)[0]
     return int(found[0]) if found.size and cluster >= 0 else -1
-
-
-def clear_slot(state: State, slot: int) -> None:
-    """Empty one slot."""
-    state["cluster"][slot] = EMPTY
-    for name in ("short", "long", "negative", "reference", "in_session", "valid_from"):
-        state[name][slot] = 0
-    state["evidence_video"][slot] = 0
-    state["evidence_ts"][slot] = 0
 
 
 def members(ids: Any) -> frozenset[int]:  # noqa: ANN401

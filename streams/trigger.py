@@ -1,13 +1,9 @@
-"""The refresh rule, first form: when does a viewer's persona no longer describe what they watch?
+"""The refresh rule: when does a viewer's persona no longer describe what they watch?
 
-Page-Hinkley (Page 1954; Hinkley 1971) on each watch's surprise under the reference, which is the distribution that the
-last request carried. With K clusters and consecutive repeats of a cluster collapsed into one run:
-
-    v = min(1, -ln p_reference(x) / ln 40K)
-    S <- max(0, S + v - mean(v) - delta)                    alarm when S > h, after `minimum_runs` runs
-
-plus: the first persona at the gate, a follow-up after an alarm, maturity (evidence grew fourfold) and a maximum age.
-`h` is calibrated on null streams and comes with the artefact that `Thresholds` reads; see streams/simulation.py.
+The regret of streams/mixture.py: every few watches the squared divergence between the estimate and what the last
+request described is added up, and a refresh is due when the sum passes the calibrated threshold. It finds shifts of
+taste, and by itself gives young personas their follow-ups. Beside it: the first persona at the gate, and a maximum
+age. Calibration (agents/calibration.py) writes the artefact that `Thresholds` reads.
 """
 
 from __future__ import annotations
@@ -19,13 +15,15 @@ from typing import Any, Final
 
 import numpy as np
 
-from streams.interests import DAY_MS, Distribution, Floats, discount_old
+from streams.interests import DAY_MS, Distribution, distribution
+from streams.mixture import Constants, Model, accumulate, describe, divergence_from_reference
 from streams.records import Rule
 from streams.state import State
 
-FORMAT: Final = 1
-ALARM_KEEPS: Final = 0.1
-"""Factor of the old long counts after an alarm."""
+FORMAT: Final = 2
+SETTLING: Final = 32
+"""Qualifying watches after a drift or its follow-up within which a refresh still belongs to that change of taste."""
+_RULES: Final = list(Rule)
 
 
 class ThresholdsError(ValueError):
@@ -36,18 +34,18 @@ class ThresholdsError(ValueError):
 class Thresholds:
     """The calibrated artefact.
 
-    page_hinkley: h; delta: drift allowed without accumulating; minimum_runs: runs before an alarm; maturity_factor:
-    growth of evidence that asks for a refresh; follow_up_after, cool_down: qualifying watches; divergence_null:
-    (effective sample size, 99% quantile of the Jensen-Shannon divergence in bits without a shift), ascending.
+    regret: that asks for a refresh, in bits squared times watches; stride: qualifying watches between checks; memory:
+    share of the regret kept from check to check, 0..1; cool_down: between refreshes; constants: of the estimator;
+    divergence_null: (fresh draws, 99% quantile of the divergence in bits of viewers whose taste does not change),
+    ascending.
     """
 
     name: str
-    page_hinkley: float
-    delta: float
-    minimum_runs: int
-    maturity_factor: float
-    follow_up_after: int
+    regret: float
+    stride: int
+    memory: float
     cool_down: int
+    constants: Constants
     divergence_null: tuple[tuple[float, float], ...]
 
     def null_quantile(self, n_eff: float) -> float:
@@ -57,27 +55,58 @@ class Thresholds:
         return float(np.interp(math.log(max(n_eff, 1e-9)), sizes, values))
 
 
+_POSITIVE: Final = (
+    "history_half_life",
+    "own_weight",
+    "population_weight",
+    "restart_every",
+    "restart_weight_low",
+    "restart_weight_high",
+    "fresh",
+    "session_half_life",
+)
+"""Constants by which something is divided."""
+LEAST, MOST = 1e-3, 1e6
+"""Bounds of the constants: a state holds them and what comes of them in single precision."""
+
+
 def read_thresholds(document: Mapping[str, Any]) -> Thresholds:
     """Thresholds from the parsed artefact. Raises ThresholdsError naming what is wrong."""
-    if document.get("format") != FORMAT:
-        raise ThresholdsError(f"thresholds of format {document.get('format')!r}, this version reads {FORMAT}")
+    found = document.get("format") if isinstance(document, Mapping) else None
+    if found != FORMAT:
+        raise ThresholdsError(f"thresholds of format {found!r}, this version reads {FORMAT}: run `personas calibrate`")
     try:
         null = tuple((float(size), float(value)) for size, value in document["divergence_null"])
         thresholds = Thresholds(
             name=str(document["name"]),
-            page_hinkley=float(document["page_hinkley"]),
-            delta=float(document["delta"]),
-            minimum_runs=int(document["minimum_runs"]),
-            maturity_factor=float(document["maturity_factor"]),
-            follow_up_after=int(document["follow_up_after"]),
+            regret=float(document["regret"]),
+            stride=int(document["stride"]),
+            memory=float(document["memory"]),
             cool_down=int(document["cool_down"]),
+            constants=Constants(**{name: float(document["constants"][name]) for name in Constants._fields}),
             divergence_null=null,
         )
     except (KeyError, TypeError, ValueError) as error:
         raise ThresholdsError(f"thresholds: {error!r}") from error
-    if not thresholds.page_hinkley > 0 or not null or list(null) != sorted(null) or null[0][0] <= 0:
-        raise ThresholdsError("thresholds: page_hinkley must be above 0, divergence_null ascending and not empty")
+    if not thresholds.regret > 0 or thresholds.stride < 1 or thresholds.cool_down < 1:
+        raise ThresholdsError("thresholds: regret must be above 0, stride and cool_down at least 1")
+    if not 0 <= thresholds.memory <= 1:
+        raise ThresholdsError("thresholds: memory must be a share, 0..1")
+    if not null or list(null) != sorted(null) or null[0][0] <= 0:
+        raise ThresholdsError("thresholds: divergence_null must be ascending and not empty")
+    _check_constants(thresholds.constants)
     return thresholds
+
+
+def _check_constants(constants: Constants) -> None:
+    for name, value in constants._asdict().items():
+        least = LEAST if name in _POSITIVE else 0.0
+        if not least <= value <= MOST:
+            raise ThresholdsError(f"thresholds: {name} is {value}, it must be between {least:g} and {MOST:,.0f}")
+    if max(constants.discount, constants.forget, constants.population_share) > 1:
+        raise ThresholdsError("thresholds: discount, forget and population_share are shares, at most 1")
+    if constants.hazard * constants.restart_every > 0.5:
+        raise ThresholdsError("thresholds: hazard times restart_every must be at most .5")
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,38 +129,30 @@ class Fired:
     template_only: bool = False
 
 
-def observe(state: State, slot: int, cluster: int, cluster_prior: float, clusters: int, thresholds: Thresholds) -> None:
-    """Show the detector one qualifying, timely watch. Call it before `fired`."""
+@dataclass(frozen=True, slots=True)
+class Distance:
+    """How far a distribution is from the reference: bits, and the 99% quantile without any change of taste."""
+
+    divergence: float
+    null_quantile: float
+
+
+def observe(state: State, model: Model, thresholds: Thresholds) -> None:
+    """Note one qualifying, timely watch, which the estimator has seen. Call it before `fired`."""
     state["since_request"] = int(state["since_request"]) + 1
-    if state["follow_up"] > 1:
-        state["follow_up"] = int(state["follow_up"]) - 1
-    if not state["student_sequence"] or cluster == int(state["last_cluster"]):
-        state["last_cluster"] = cluster
-        return
-    state["last_cluster"] = cluster
-    probability = float(state["reference"][slot]) or float(state["reference_prior"]) * cluster_prior
-    surprise = min(1.0, -math.log(max(probability, 1e-12)) / math.log(40.0 * clusters))
-    runs = int(state["runs"]) + 1
-    mean = float(state["surprise_mean"]) + (surprise - float(state["surprise_mean"])) / runs
-    state["runs"], state["surprise_mean"] = runs, mean
-    state["surprise_sum"] = max(0.0, float(state["surprise_sum"]) + surprise - mean - thresholds.delta)
+    if state["student_sequence"] and int(state["qualifying"]) % thresholds.stride == 0:
+        accumulate(state, thresholds.stride, thresholds.memory, model)
 
 
-def fired(state: State, ts: int, policy: Policy, thresholds: Thresholds) -> Fired | None:
+def fired(state: State, ts: int, policy: Policy, model: Model, thresholds: Thresholds) -> Fired | None:
     """The rule that asks for a refresh now, if any. Reads the state only."""
     if not state["student_sequence"]:
         return _first(state, policy)
-    since = int(state["since_request"])
-    if since < thresholds.cool_down:
+    if int(state["since_request"]) < thresholds.cool_down:
         return None
-    if int(state["follow_up"]) == 1:
-        return Fired(Rule.FOLLOW_UP, float(since), float(thresholds.follow_up_after))
-    value = float(state["surprise_sum"])
-    if value > thresholds.page_hinkley and int(state["runs"]) >= thresholds.minimum_runs:
-        return Fired(Rule.DRIFT, value, thresholds.page_hinkley)
-    growth = float(state["evidence_mass"]) / max(float(state["reference_mass"]), 1e-9)
-    if growth >= thresholds.maturity_factor:
-        return Fired(Rule.MATURITY, growth, thresholds.maturity_factor)
+    regret = float(state["regret"])
+    if regret > thresholds.regret:
+        return Fired(_named(state, model, thresholds), regret, thresholds.regret)
     days = (ts - int(state["request_ts"])) / DAY_MS
     if policy.maximum_age_days and days >= policy.maximum_age_days:
         return Fired(Rule.AGE, days, float(policy.maximum_age_days))
@@ -147,38 +168,36 @@ def _first(state: State, policy: Policy) -> Fired | None:
     return None
 
 
-def react(state: State, reason: Fired) -> None:
-    """After an alarm the old taste loses most of its say: the snapshot follows the new one. Call before `adopt`."""
-    if reason.rule is Rule.DRIFT:
-        discount_old(state, ALARM_KEEPS)
+def _named(state: State, model: Model, thresholds: Thresholds) -> Rule:
+    """Follow-up soon after a drift; drift where chance alone seldom goes that far; else the persona grew sharper."""
+    settling = _RULES[int(state["request_rule"])] in (Rule.DRIFT, Rule.FOLLOW_UP)
+    if settling and int(state["since_request"]) <= SETTLING:
+        return Rule.FOLLOW_UP
+    found = distance(state, distribution(state, model), model, thresholds)
+    return Rule.DRIFT if found.divergence > found.null_quantile else Rule.MATURITY
 
 
-def adopt(state: State, now: Distribution, rule: Rule, thresholds: Thresholds, *, template_only: bool) -> int:
+def distance(state: State, now: Distribution, model: Model, thresholds: Thresholds) -> Distance:
+    """How far the viewer's distribution is from what the last request described.
+
+    Both come from finite samples, so the smaller of their sizes governs how far apart chance alone puts them.
+    """
+    divergence = float(divergence_from_reference(state, now.share, now.rest, model.priors))
+    return Distance(divergence, thresholds.null_quantile(min(now.n_eff, float(state["reference_n_eff"]))))
+
+
+def adopt(state: State, now: Distribution, rule: Rule, *, template_only: bool) -> int:
     """Record that a request with this distribution is being emitted; returns its sequence.
 
-    The distribution becomes the reference, and the detector starts anew.
+    The distribution becomes the reference, and the regret starts anew.
     """
     sequence = int(state["sequence"]) + 1
     state["sequence"] = sequence
     if not state["student_sequence"] and not template_only:
         state["student_sequence"] = sequence
-    state["reference"] = np.where(state["cluster"] >= 0, now.smoothed, 0.0)
-    state["reference_prior"] = now.prior_weight
+    describe(state, now.share, now.rest)
     state["reference_n_eff"] = now.n_eff
-    state["reference_mass"] = state["evidence_mass"]
     state["request_ts"] = state["last_ts"]
+    state["request_rule"] = _RULES.index(rule)
     state["since_request"] = 0
-    state["follow_up"] = thresholds.follow_up_after + 1 if rule is Rule.DRIFT else 0
-    state["runs"], state["surprise_mean"], state["surprise_sum"] = 0, 0.0, 0.0
     return sequence
-
-
-def divergence(before: Floats, now: Floats) -> float:
-    """Jensen-Shannon divergence in bits, 0..1, of two share vectors (each sums to 1; zeros allowed)."""
-    middle = 0.5 * (before + now)
-    return max(0.0, 0.5 * (_relative_entropy(before, middle) + _relative_entropy(now, middle)))
-
-
-def _relative_entropy(p: Floats, q: Floats) -> float:
-    kept = p > 0
-    return float((p[kept] * np.log2(p[kept] / q[kept])).sum())

@@ -26,9 +26,11 @@ from streams.interests import (
     advance,
     count_watch,
     distribution,
+    draw,
     enter_session,
     watch_weight,
 )
+from streams.mixture import Model
 from streams.positions import Position, PositionKind, Recorded, Schedule
 from streams.records import (
     UNASSIGNED,
@@ -44,9 +46,10 @@ from streams.records import (
     encode,
 )
 from streams.registry import Registry
-from streams.selection import build_context, slot_priors
+from streams.remap import adopt_registry
+from streams.selection import build_context
 from streams.state import BOOTSTRAPPED, OPTED_OUT, RING, State, from_bytes, new_state, to_bytes
-from streams.trigger import Fired, Policy, Thresholds, adopt, fired, observe, react
+from streams.trigger import Fired, Policy, Thresholds, adopt, fired, observe
 
 LATE_AFTER_MS: Final = 5 * 60_000
 """An event this far behind its viewer's newest one is counted but says nothing to the detector."""
@@ -144,6 +147,7 @@ class WatchHandler:
         self.schedule = Schedule()
         self.registry = registry
         self._configuration = configuration
+        self._model = Model(configuration.thresholds.constants, registry.prior_by_id)
         self._topic_key = _key_of(configuration.topic_id)
         self._positions_key = _key_of(configuration.positions_id)
         self._read = read
@@ -217,25 +221,23 @@ class WatchHandler:
         if gained == 0.0:
             return outcome
         qualifies = weight >= QUALIFYING_WEIGHT
-        slot, counted = count_watch(state, cluster, gained, event.ts, video, evidence=qualifies)
-        _credit(state, key, counted)
-        if weight < QUALIFYING_WEIGHT or (credited or 0.0) >= QUALIFYING_WEIGHT:
+        slot, counted = count_watch(state, cluster, gained, event.ts, video, self._model, evidence=qualifies)
+        _credit(state, key, "ring_counted", counted)
+        if not qualifies or (credited or 0.0) >= QUALIFYING_WEIGHT:
             return outcome
+        _credit(state, key, "ring_draw", draw(state, slot, counted, self._model, autoplay=event.autoplay))
         state["qualifying"] = int(state["qualifying"]) + 1
         if topics.BOOTSTRAP_HEADER in record.headers:
             state["flags"] = int(state["flags"]) | BOOTSTRAPPED
             return outcome
         if not late:
-            self._decide(batch, state, event, slot, cluster, record)
+            self._decide(batch, state, event, record)
         return outcome
 
-    def _decide(
-        self, batch: Batch, state: State, event: WatchEvent, slot: int, cluster: int, record: InputRecord
-    ) -> None:
+    def _decide(self, batch: Batch, state: State, event: WatchEvent, record: InputRecord) -> None:
         configuration = self._configuration
-        card = self.registry.cards[cluster]
-        observe(state, slot, cluster, card.prior, len(self.registry.cluster_ids), configuration.thresholds)
-        reason = fired(state, event.ts, configuration.policy, configuration.thresholds)
+        observe(state, self._model, configuration.thresholds)
+        reason = fired(state, event.ts, configuration.policy, self._model, configuration.thresholds)
         if reason is None:
             return
         identity = request_id(configuration.topic_id, self.partition, record.offset, reason.rule, event.user_id)
@@ -246,13 +248,12 @@ class WatchHandler:
         self, batch: Batch, state: State, user_id: str, reason: Fired, identity: str, trace: Headers = ()
     ) -> None:
         configuration = self._configuration
-        react(state, reason)
         state["flags"] = int(state["flags"]) & ~BOOTSTRAPPED
-        shares = distribution(state, slot_priors(state, self.registry))
+        shares = distribution(state, self._model)
         context = build_context(
-            user_id, state, shares, self.registry, reason, configuration.policy, configuration.thresholds
+            user_id, state, shares, self.registry, reason, configuration.policy, self._model, configuration.thresholds
         )
-        sequence = adopt(state, shares, reason.rule, configuration.thresholds, template_only=reason.template_only)
+        sequence = adopt(state, shares, reason.rule, template_only=reason.template_only)
         request = RefreshRequest(
             request_id=identity,
             user_id=user_id,
@@ -315,6 +316,7 @@ class WatchHandler:
         item = recorded.item
         if item.kind is PositionKind.REGISTRY:
             self.registry = self._configuration.registry_of(item.registry_version or 0)
+            self._model = Model(self._configuration.thresholds.constants, self.registry.prior_by_id)
             self._noted.clear()
         elif item.kind is PositionKind.BOOTSTRAP_END:
             for user_id in sorted(set(self._users()) | batch.states.keys()):
@@ -330,7 +332,7 @@ class WatchHandler:
         if self._position_applied(state, offset):
             return
         state["control_topic"], state["control_offset"] = self._positions_key, offset
-        state, command = apply_control(state, control)
+        state, command = apply_control(state, control, self._model)
         batch.states[control.user_id] = state
         if command is None:
             return
@@ -374,11 +376,13 @@ class WatchHandler:
     # Markers
 
     def _state(self, batch: Batch, user_id: str) -> State:
+        """The viewer's state, carried over to the registry version in force."""
         state = batch.states.get(user_id)
-        if state is not None:
-            return state
-        stored = self._read(user_id)
-        return new_state() if stored is None else from_bytes(stored)
+        if state is None:
+            stored = self._read(user_id)
+            state = new_state() if stored is None else from_bytes(stored)
+        adopt_registry(state, self.registry, self._model.constants)
+        return state
 
     def _applied(self, state: State, offset: int) -> bool:
         return (
@@ -416,8 +420,6 @@ def _key_of(text: str) -> int:
 def _describe(state: State, event: WatchEvent) -> None:
     if event.audience is not None:
         state["audience"] = list(Audience).index(event.audience) + 1
-    if event.locale is not None:
-        state["locale"] = event.locale.encode()[:8]
     first = int(state["first_ts"])
     state["first_ts"] = min(first, event.ts) if first else event.ts
 
@@ -430,10 +432,10 @@ def _credited(state: State, key: int) -> float | None:
     return None
 
 
-def _credit(state: State, key: int, counted: float) -> None:
-    """Note how much of an event was counted, for taking it back."""
+def _credit(state: State, key: int, field_name: str, amount: float) -> None:
+    """Note how much of an event was counted or drawn, for taking it back."""
     place = int(np.nonzero(state["ring_key"][: int(state["ring_used"])] == np.uint64(key))[0][0])
-    state["ring_counted"][place] += counted
+    state[field_name][place] += amount
 
 
 def _remember(state: State, key: int, video: int, ts: int, cluster: int, weight: float) -> None:
@@ -442,6 +444,7 @@ def _remember(state: State, key: int, video: int, ts: int, cluster: int, weight:
     if place < 0:
         place = int(state["ring_next"])
         state["ring_counted"][place] = 0
+        state["ring_draw"][place] = 0
         state["ring_next"] = (place + 1) % RING
         state["ring_used"] = min(used + 1, RING)
     state["ring_key"][place], state["ring_video"][place], state["ring_ts"][place] = key, video, ts

@@ -23,6 +23,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "get": ("get", "Print viewers' personas with their evidence."),
     "why": ("why", "Explain why a viewer's persona was refreshed."),
     "tail": ("tail", "Follow the persona topic."),
+    "calibrate": ("calibrate", "Find the refresh thresholds on null streams or on your own log."),
     "clusters": ("clusters", "Build and show interest clusters."),
     "dlq": ("dlq", "List, show and replay dead letters."),
     "control": ("control", "Send a viewer's control: hide, pin, opt out, forget."),

@@ -21,9 +21,22 @@ from streams.identifiers import murmur2_partition
 from streams.registry import Registry
 from streams.state import BOOTSTRAPPED, OPTED_OUT, STATE, State, StateError, from_bytes, members
 
-_SLOT_FIELDS = ("short", "long", "negative", "reference", "in_session", "valid_from")
+_SLOT_FIELDS = ("short", "long", "negative", "reference")
+_ESTIMATOR = ("kinds", "recent", "expert_weight", "expert_prior", "total", "spread", "born", "count")
 _RESHAPED = frozenset(
-    {"flags", "hidden", "pinned", "cluster", "evidence_video", "evidence_ts", "locale", *_SLOT_FIELDS}
+    {
+        "flags",
+        "hidden",
+        "pinned",
+        "stated",
+        "stated_from",
+        "cluster",
+        "in_session",
+        "evidence_video",
+        "evidence_ts",
+        *_ESTIMATOR,
+        *_SLOT_FIELDS,
+    }
     | {name for name in STATE.names or () if name.startswith("ring_")}
 )
 
@@ -97,7 +110,7 @@ def state_document(state: State, registry: Registry | None) -> dict[str, Any]:
     flags = int(state["flags"])
     document = {name: state[name].item() for name in STATE.names or () if name not in _RESHAPED}
     return document | {
-        "locale": state["locale"].item().decode("utf-8", "replace"),
+        "estimator": {name: state[name].tolist() for name in _ESTIMATOR},
         "opted_out": bool(flags & OPTED_OUT),
         "bootstrapped": bool(flags & BOOTSTRAPPED),
         "hidden": [_cluster(cluster, registry) for cluster in sorted(members(state["hidden"]))],

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -66,7 +65,7 @@ def replay(
     personas replay history.jsonl.gz --out out/ --bootstrap --json
     """
     from agents.artefacts import load_configuration, load_current_registry, load_format
-    from agents.replay_file import UnreadableFile, events_of, read_lines
+    from agents.replay_file import UnreadableFile, events_of, read_lines, registry_holding
     from streams import topics
 
     settings = load_settings()
@@ -82,7 +81,7 @@ def replay(
     configuration, _ = load_configuration(settings, names, chosen)
     records = events_of(lines, configuration, load_format(settings).key_of)
     if settings.registry == Path():
-        chosen = _extended(settings, chosen, records, configuration)
+        chosen = registry_holding(settings, chosen, records, configuration)
         configuration, _ = load_configuration(settings, names, chosen)
     summary = asyncio.run(
         _run(settings, records, control_lines, configuration, chosen, student == "triton", bootstrap, out)
@@ -135,23 +134,3 @@ async def _run(
     except OSError as error:
         raise click.ClickException(f"cannot write to {out}: {error}") from error
     return replayed.summary
-
-
-def _extended(
-    settings: Settings, registry: Registry, records: Sequence[Event], configuration: WatchConfiguration
-) -> Registry:
-    """The packaged registry with the file's videos placed in it; unchanged if it knows them all."""
-    from agents.clusters.catalogue import Catalogue, Video
-    from agents.clusters.embedding import MiniLM
-    from agents.clusters.extend import extend
-    from agents.clusters.files import PACKAGED, load_snapshot
-    from agents.localstack.assets import tokenizer_path
-    from agents.replay_file import unknown_videos
-
-    unknown = unknown_videos(records, registry, configuration)
-    if not unknown:
-        return registry
-    videos = tuple(Video(video.video_id, video.title or "", video.tags, video.category) for video in unknown)
-    embedder = MiniLM(tokenizer_path(settings, lambda line: print(line, file=sys.stderr)))
-    following = extend(load_snapshot(PACKAGED), Catalogue("replayed events", "", videos), embedder).snapshot
-    return following.registry()

@@ -229,7 +229,7 @@ async def test_values_out_of_range_are_clamped(states: dict[str, State]) -> None
     # The far future becomes the append time, to which a clock of this test is close.
     assert abs(int(states["future"]["last_ts"]) - NOW) < 10 * 60_000
     for user in ("absurd", "fraction-1e9"):
-        mass = float(states[user]["evidence_mass"])
+        mass = float(states[user]["long"].sum())
         assert 0 < mass <= 10, user
 
 

@@ -31,6 +31,7 @@ from streams.personas import ErasureReceipt, content_keys, receipt_key
 from streams.records import Command, ControlKind, RefreshRequest, UserControl, encode
 from streams.state import from_bytes, new_state, to_bytes
 from streams.watch import InputRecord, Output
+from tests.builders import make_model, make_registry
 from tests.command_line import run
 from tests.conftest import Stack
 from tests.request_samples import HOUR, sample_request
@@ -314,7 +315,7 @@ async def _serve_controls(settings: Settings, ready: Event, stop: Event) -> None
                     for item in batch:
                         decoded = decode_control(item.value, item.key, append_time=item.timestamp)
                         assert not isinstance(decoded, Rejected)
-                        state, command = apply_control(new_state(), decoded.record)
+                        state, command = apply_control(new_state(), decoded.record, make_model(make_registry()))
                         assert command is Command.ERASE
                         request = replace(
                             sample_request(decoded.record.user_id, 2, epoch=int(state["epoch"]), command=command),

@@ -9,14 +9,15 @@ import orjson
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agents.replay import Crash, Duplicate, Event, Item, Reorder, ReplayDriver, Step
+from agents.replay import AdoptRegistry, Crash, Duplicate, Event, Item, Reorder, ReplayDriver, Step
 from streams import topics
 from streams.state import STATE, from_bytes
 from streams.watch import Outcome
 from tests.builders import MINUTE, START, control, event, make_configuration, make_registry, watches
 
 REGISTRY = make_registry()
-CONFIGURATION = make_configuration(REGISTRY)
+REBUILT = make_registry(version=2, successors={1: 0, 2: 3, 4: -1})
+CONFIGURATION = make_configuration(REGISTRY, REBUILT)
 
 
 def mixed_log(seed: int, size: int = 160) -> list[Item]:
@@ -72,6 +73,29 @@ async def test_crashes_change_nothing(seed: int, places: list[tuple[int, Step]])
     crashed_states, crashed_requests = await outcome_of(crashing, 150)
     assert crashed_states == states
     # A crash may repeat an output, with the same bytes; none is lost and none is new.
+    assert list(dict.fromkeys(crashed_requests)) == requests
+
+
+@given(
+    seed=st.integers(0, 10_000),
+    batch=st.integers(1, 60),
+    change=st.integers(0, 160),
+    places=st.lists(st.tuples(st.integers(0, 160), st.sampled_from(Step)), max_size=4),
+)
+@settings(max_examples=25, deadline=None)
+async def test_a_rebuilt_registry_takes_effect_at_the_same_record_for_any_batches_and_crashes(
+    seed: int, batch: int, change: int, places: list[tuple[int, Step]]
+) -> None:
+    """Clusters are renamed, merged and lost in the middle of the log."""
+    log = mixed_log(seed)
+    log.insert(min(change, len(log)), AdoptRegistry(2))
+    crashing = list(log)
+    for place, step in sorted(places, reverse=True):
+        crashing.insert(place, Crash(step))
+    states, requests = await outcome_of(log)
+    assert await outcome_of(log, batch) == (states, requests)
+    crashed_states, crashed_requests = await outcome_of(crashing, batch)
+    assert crashed_states == states
     assert list(dict.fromkeys(crashed_requests)) == requests
 
 

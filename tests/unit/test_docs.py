@@ -26,7 +26,7 @@ from agents.page.source import MemoryPageSource, Overview
 from agents.persona_writer import MAXIMUM_PERSONA_BYTES
 from agents.settings import ENVIRONMENT_PREFIX, Settings
 from agents.telemetry import CATALOGUE
-from streams import decoding, interests, positions, records, selection, state, topics, watch, wording
+from streams import decoding, interests, positions, records, selection, state, topics, trigger, watch, wording
 from streams import personas as composing
 from streams.dead_letters import MAXIMUM_KEY, MAXIMUM_PAYLOAD
 from streams.decoding import Decoded, RejectReason, decode_event
@@ -182,9 +182,9 @@ def test_json_examples_parse(block: Block) -> None:
 
 
 def test_make_targets_exist() -> None:
-    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     pages = [page.read_text() for page in PAGES]
-    named = {name for text in pages for name in re.findall(r"(?:`|^)make ([a-z]+)", text, re.MULTILINE)}
+    named = {name for text in pages for name in re.findall(r"(?:`|^)make ([a-z-]+)", text, re.MULTILINE)}
     assert {"demo", "test"} <= named
     assert named <= targets
 
@@ -393,9 +393,10 @@ def facts() -> dict[str, str]:
         "template": f"`PERSONAS_TEMPLATE_AFTER` ({settings.template_after})",
         "first": f"`PERSONAS_FIRST_PERSONA_AFTER` ({settings.first_persona_after})",
         "age": f"`PERSONAS_MAXIMUM_AGE_DAYS` ({settings.maximum_age_days})",
-        "follow-up": f"{thresholds.follow_up_after} watches since a request by `drift`",
-        "drift": f"exceeds {thresholds.page_hinkley}, after {thresholds.minimum_runs} or more runs",
-        "maturity": f"the evidence is {thresholds.maturity_factor:.0f} times that of the last request",
+        "drift": f"the accumulated regret passes {thresholds.regret}",
+        "stride": f"checked every {thresholds.stride} qualifying watches",
+        "memory": f"keeps {thresholds.memory:.0%} of it from check to check",
+        "follow-up": f"within {trigger.SETTLING} qualifying watches of a `drift` or its `follow_up`",
         "cool-down": f"within {thresholds.cool_down} qualifying watches of the last request",
         "tombstones": f"keep tombstones for {TOMBSTONE_MS // day} days",
         "payload": f"the first {MAXIMUM_PAYLOAD:,} bytes of the value",
@@ -412,10 +413,8 @@ def test_the_page_names_the_constants_of_the_code(name: str, sentence: str) -> N
     assert sentence in " ".join(CONTRACTS.read_text().split()), name
 
 
-def test_three_quarters_long_and_one_quarter_short() -> None:
-    assert interests.SHORT_BLEND == 0.25
+def test_an_interest_stays_down_to_two_thirds_of_what_it_entered_with() -> None:
     assert pytest.approx(2 / 3) == selection.STAY_FACTOR
-    assert "three quarters long and one quarter short" in CONTRACTS.read_text()
     assert "two thirds of either" in CONTRACTS.read_text()
 
 

@@ -168,7 +168,7 @@ def test_the_wheel_runs_without_the_sources(wheel: zipfile.ZipFile, tmp_path: Pa
         "from agents.clusters.files import packaged_registry\n"
         "from agents.stores.migrate import packaged_migrations\n"
         "print(Path(agents.__file__).parent.parent, Path(streams.__file__).parent.parent)\n"
-        "print(len(packaged_registry().cards) > 1, load_thresholds(Path()).page_hinkley > 0)\n"
+        "print(len(packaged_registry().cards) > 1, load_thresholds(Path()).regret > 0)\n"
         "print(len(packaged_migrations()) >= 2, (files('streams') / 'schemas' / 'persona.json').is_file())\n"
     )
     run = subprocess.run(
