@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final
 from unicodedata import category
 
-from rich.console import Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from agents.explanations import CHANCE, divergence_measure, reason_of, scale_end
 from streams.records import Explanation, Persona, PersonaInterest, PersonaNovel
 
 BAR_WIDTH: Final = 20
-MOVED_WIDTH: Final = 24
+CHART_WIDTH: Final = 60
+WIDE: Final = 90
+"""Columns from which a line of `why_table` says all."""
 _EIGHTHS: Final = " ▏▎▍▌▋▊▉"
+_MARK: Final = "┃"
 _TRENDS: Final = {1: ("↑ rising", "green"), 0: ("→ steady", "dim"), -1: ("↓ falling", "red")}
 _HIDDEN: Final = frozenset({"Cc", "Cf", "Cs", "Co", "Zl", "Zp"})
 """Control, format (bidirectional overrides among them), surrogate, private and line-separating characters."""
@@ -186,51 +191,126 @@ def history_table(personas: Sequence[Persona]) -> RenderableType:
 
 
 def why_card(user_id: str, version: int, explanation: Explanation) -> RenderableType:
-    """Why a refresh was asked for: the rule's value against its threshold, and what rose and fell."""
+    """Why a refresh was asked for, as a chart: the rule's value against its threshold, the divergence against chance,
+    and each interest that rose or fell, before and now. Fits the width there is; nothing is said by colour alone.
+    """
+    reason, divergence = reason_of(explanation), divergence_measure(explanation)
+    since = f"{explanation.watches_since} watches since the last request"
     parts: list[RenderableType] = [
-        Text.assemble((visible(user_id), "bold"), (f"  version {version}", "dim")),
-        Padding(
-            Text(
-                f"Rule {_words(explanation.rule)}: value {explanation.value:.3f} against the threshold "
-                f"{explanation.threshold:.3f}, {explanation.watches_since} watches since the last request."
-            ),
-            (1, 0, 0, 2),
+        Text.assemble(
+            (visible(user_id), "bold"), (f"  version {version}, rule {_words(explanation.rule)}, {since}", "dim")
         ),
+        Padding(Text(reason.headline), (1, 0, 0, 2)),
     ]
+    if reason.measure:
+        scale = _Scale(explanation.value, explanation.threshold, "threshold", reason.end)
+        parts += [_section(_sentence(reason.measure)), _indented(scale), _note(reason.meaning)]
     if explanation.divergence is not None:
-        parts.append(_indented(Text(_divergence(explanation.divergence, explanation.divergence_null), "dim")))
-    if explanation.risen:
-        parts += [_section("Risen"), _indented(_moved(explanation.risen, "green"))]
-    if explanation.fallen:
-        parts += [_section("Fallen"), _indented(_moved(explanation.fallen, "red"))]
-    return Group(*parts)
+        mark = explanation.divergence_null
+        scale = _Scale(explanation.divergence, mark, "chance", scale_end(explanation.divergence, mark))
+        parts += [_section(_sentence(divergence)), _indented(scale), _note(CHANCE if mark is not None else "")]
+    moved = (*explanation.risen, *explanation.fallen)
+    most = max((share for _, _, *shares in moved for share in shares), default=0.0)
+    for title, rows, style in (("Risen", explanation.risen, "green"), ("Fallen", explanation.fallen, "red")):
+        if rows:
+            parts += [_section(title), *(_indented(_Moved(*row[1:], most or 1.0, style)) for row in rows)]
+    return Group(*(part for part in parts if part))
 
 
-def _divergence(value: float, chance: float | None) -> str:
-    text = f"Divergence from the last request's interests: {value:.3f} bits"
-    if chance is None:
-        return f"{text}."
-    verdict = "above" if value > chance else "within"
-    return f"{text}, {verdict} what chance explains (99% quantile without any shift: {chance:.3f})."
+def why_table(personas: Sequence[Persona]) -> RenderableType:
+    """One line for each version, newest first: its rule, and its divergence against chance, all on one scale."""
+    return Group(_section("Refreshes"), _indented(_WhyTable(tuple(personas))))
 
 
-def _moved(rows: Sequence[tuple[int, str, float, float]], style: str) -> RenderableType:
-    """Two bars for each cluster, before over now, all on the scale of the largest share shown."""
-    most = max(max(before, now) for _, _, before, now in rows) or 1.0
-    table = Table.grid(padding=(0, 2))
-    table.add_column(width=28, overflow="fold")
-    table.add_column(style="dim")
-    table.add_column(no_wrap=True)
-    table.add_column(justify="right")
-    for _, label, before, now in rows:
-        table.add_row(
-            Text(visible(label), "bold"),
-            "before",
-            Text(bar(before / most, MOVED_WIDTH), "dim"),
-            Text(f"{before:.0%}"),
-        )
-        table.add_row("", "now", Text(bar(now / most, MOVED_WIDTH), style), Text(f"{now:.0%}"))
-    return table
+@dataclass(frozen=True, slots=True)
+class _WhyTable:
+    personas: tuple[Persona, ...]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        wide = options.max_width >= WIDE
+        width = BAR_WIDTH if wide else BAR_WIDTH // 2
+        known = [persona.explanation for persona in self.personas if persona.explanation is not None]
+        end = max((scale_end(why.divergence or 0.0, why.divergence_null) for why in known), default=1.0)
+        table = Table(box=None, pad_edge=False, header_style="dim")
+        for heading in ("version", *(("written",) if wide else ()), "rule", *(("why",) if wide else ())):
+            table.add_column(heading, no_wrap=True)
+        table.add_column(f"bits, {_MARK} chance", no_wrap=True)
+        for persona in self.personas:
+            why = persona.explanation
+            measure = reason_of(why).measure if why is not None else "not stored"
+            cells = (
+                str(persona.version),
+                day(persona.generated_at),
+                _words(persona.rule),
+                measure,
+                _bits(why, end, width),
+            )
+            table.add_row(*(Text(cell) for cell in (cells if wide else cells[::2])))
+        yield table
+
+
+def _bits(why: Explanation | None, end: float, width: int) -> str:
+    if why is None or why.divergence is None:
+        return ""
+    return f"{scale(why.divergence, why.divergence_null, end, width)} {why.divergence:.3f}"
+
+
+def scale(value: float, mark: float | None, end: float, width: int) -> str:
+    """A bar from 0 to `end`, filled to `value`, with a line at `mark`."""
+    drawn = bar(value / end, width)
+    if mark is None:
+        return drawn
+    place = _place(mark, end, width)
+    return drawn[:place] + _MARK + drawn[place + 1 :]
+
+
+def _place(mark: float, end: float, width: int) -> int:
+    return max(0, min(width - 1, round(mark / end * width)))
+
+
+@dataclass(frozen=True, slots=True)
+class _Scale:
+    """A value on a scale, with the name and number of its mark below."""
+
+    value: float
+    mark: float | None
+    name: str
+    end: float
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        width = min(CHART_WIDTH, options.max_width)
+        yield Text(scale(self.value, self.mark, self.end, width), "cyan", no_wrap=True)
+        if self.mark is None:
+            return
+        place, name = _place(self.mark, self.end, width), f"{self.name} {self.mark:.3f}"
+        fits = place + 2 + len(name) <= width
+        yield Text(" " * place + f"↑ {name}" if fits else f"{name} ↑".rjust(place + 1), no_wrap=True, overflow="crop")
+
+
+@dataclass(frozen=True, slots=True)
+class _Moved:
+    """One interest's share before and now, as two bars on the scale of the largest share shown."""
+
+    label: str
+    before: float
+    now: float
+    most: float
+    style: str
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        width = max(1, min(CHART_WIDTH, options.max_width) - len("before  100%"))
+        yield Text(visible(self.label), "bold")
+        for name, share, style in (("before", self.before, "dim"), ("now   ", self.now, self.style)):
+            drawn = Text(bar(share / self.most, width), style)
+            yield Text.assemble((f"{name} ", "dim"), drawn, f"{share:>5.0%}", no_wrap=True)
+
+
+def _note(text: str) -> RenderableType:
+    return _indented(Text(text, "dim")) if text else ""
+
+
+def _sentence(text: str) -> str:
+    return text[0].upper() + text[1:]
 
 
 def persona_line(persona: Persona) -> Text:

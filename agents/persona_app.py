@@ -41,7 +41,11 @@ class PersonaApp:
             store,
             self._student,
             self._publish,
-            WriterConfiguration(topic_prefix=settings.topic_prefix),
+            WriterConfiguration(
+                budget_tokens_per_hour=settings.budget_tokens_per_hour,
+                budget_in_flight=settings.student_concurrency,
+                topic_prefix=settings.topic_prefix,
+            ),
             lambda: time.time_ns() // 1_000_000,
             telemetry,
             self._acknowledge,
@@ -55,6 +59,7 @@ class PersonaApp:
         self.app.agent(requests, name="requests")(self._requests)
         self.app.agent(upgrades, name="upgrades")(self._upgrades)
         self.app.on_partitions_revoked.connect(self._on_revoked)
+        self.app.on_partitions_assigned.connect(self._on_assigned)
 
     async def start(self) -> None:
         """Start consuming; a failure of the writer crashes the app."""
@@ -109,6 +114,12 @@ class PersonaApp:
 
     async def _publish(self, outputs: Sequence[Output]) -> None:
         await produce(self.app, self._settings, outputs)
+
+    async def _on_assigned(self, *arguments: Any, **_: Any) -> None:  # noqa: ANN401
+        """Each partition of the requests brings an equal share of the budget: workers need not talk to each other."""
+        assigned: Iterable[Any] = arguments[-1]
+        topic = self._settings.topic_prefix + topics.REFRESH_REQUESTS
+        self._writer.set_share(sum(tp.topic == topic for tp in assigned) / self._settings.partitions)
 
     async def _on_revoked(self, *arguments: Any, **_: Any) -> None:  # noqa: ANN401
         revoked: Iterable[Any] = arguments[-1]

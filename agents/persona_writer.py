@@ -1,7 +1,7 @@
 """Answers refresh requests: coalesces per viewer, words, stores, publishes, and only then lets an offset go.
 
-    request ──> newest per viewer ──> cache ──> student ──> checked wording ──┐
-                                          └──> template ──────────────────────┴──> store ──> personas ──> done
+    request ──> newest per viewer ──> cache ──> budget ──> student ──> checked text ──┐
+                                        └─────────┴──> template ──────────────────────┴──> store ──> personas ──> done
 
 Plain asyncio over small ports: the Faust app and the replay driver feed the same object. A persona is stored before it
 is published, so a restart publishes the very bytes that were stored.
@@ -24,6 +24,7 @@ from typing import Final, TypeAlias, TypeVar
 
 import orjson
 
+from agents.budget_gate import BudgetGate
 from agents.stores.ports import PersonaStore, StoredPersona, StoreError, StoreRejected, StoreUnavailable
 from agents.student_client import Answer, StudentClient, StudentFailed, StudentUnavailable
 from agents.telemetry import (
@@ -41,6 +42,7 @@ from agents.telemetry import (
     Telemetry,
 )
 from streams import topics
+from streams.budget import Ticket, priority
 from streams.dead_letters import dead_letter
 from streams.decoding import Rejected, RejectReason, UnreadableRecordError, decode_persona, decode_request, printable
 from streams.personas import (
@@ -111,6 +113,9 @@ class WriterConfiguration:
     """How the writer behaves.
 
     look_ahead, upgrade_look_ahead: requests taken and not yet finished; submitting more waits.
+    budget_tokens_per_hour: tokens that the student may be paid, 0: no limit; budget_look_ahead: further refreshes that
+    may wait for them, a better one makes the worst a template; budget_in_flight: requests worded at once;
+    budget_holds_back: requests of a partition that may be taken behind one that waits; further ones make it a template.
     store_patience_seconds: how long a store may be unavailable before the writer fails.
     first_pause_seconds, longest_pause_seconds: bounds of the back-off.
     topic_prefix: put before the source topic in dead letters.
@@ -119,6 +124,10 @@ class WriterConfiguration:
 
     look_ahead: int = 64
     upgrade_look_ahead: int = 4
+    budget_tokens_per_hour: int = 0
+    budget_look_ahead: int = 512
+    budget_in_flight: int = 8
+    budget_holds_back: int = 4096
     store_patience_seconds: float = 120.0
     first_pause_seconds: float = 0.2
     longest_pause_seconds: float = 15.0
@@ -154,6 +163,16 @@ class OrderedAcks:
             del self._finished[first]
             self.next_offset = first + 1
             self._report(first)
+
+    @property
+    def first(self) -> int | None:
+        """The earliest offset that is not finished; None if all are."""
+        return next(iter(self._finished), None)
+
+    @property
+    def held(self) -> int:
+        """Offsets taken and not reported."""
+        return len(self._finished)
 
     def started(self, offset: int) -> bool:
         """Whether this offset, or a later one, was taken."""
@@ -234,7 +253,10 @@ class _Intake:
 
 @dataclass(eq=False, slots=True)
 class _Job:
-    """A request being answered. landing: past the point where a newer request may cancel it."""
+    """A request being answered. landing: past the point where a newer request may cancel it.
+
+    waiting: ends the wait for the budget, while there is one.
+    """
 
     request: RefreshRequest
     record: InputRecord
@@ -243,6 +265,7 @@ class _Job:
     acks: OrderedAcks
     landing: bool = False
     superseded: bool = False
+    waiting: asyncio.Timeout | None = None
     task: asyncio.Task[Outcome] | None = None
 
     @property
@@ -323,7 +346,10 @@ class PersonaWriter:
         self._on_done = on_done
         self._circuit = Circuit(student, configuration, telemetry) if student else None
         self._student_id = configuration.student_id
-        self._refreshes = _Intake(topics.REFRESH_REQUESTS, asyncio.Semaphore(configuration.look_ahead))
+        self._gate = _gate_of(configuration, telemetry) if student else None
+        # Those that wait for the budget take no place from the others: a removal behind them is read and done.
+        places = configuration.look_ahead + (configuration.budget_look_ahead if self._gate else 0)
+        self._refreshes = _Intake(topics.REFRESH_REQUESTS, asyncio.Semaphore(places))
         self._upgrades = _Intake(topics.UPGRADE_REQUESTS, asyncio.Semaphore(configuration.upgrade_look_ahead))
         self._lanes: dict[str, _Lane] = {}
         self._quiet = asyncio.Event()
@@ -360,6 +386,11 @@ class PersonaWriter:
     def store_available(self) -> bool:
         """False while a store operation is being retried."""
         return not self._store_failing
+
+    def set_share(self, share: float) -> None:
+        """Spend only this share (0..1) of the budget from now on: that of the partitions that are read here."""
+        if self._gate is not None:
+            self._gate.set_share(share)
 
     async def run(self) -> None:
         """Wait until the writer ends: returns after `stop`, raises what it failed with."""
@@ -410,6 +441,8 @@ class PersonaWriter:
                 return
             self._enqueue(_Job(request, record, partition, intake, acks))
             kept = True
+            if intake is self._refreshes and acks.held > self._configuration.budget_holds_back:
+                self._hurry(acks)
         finally:
             if not kept:
                 intake.slots.release()
@@ -430,6 +463,13 @@ class PersonaWriter:
         if running is not None and running.task is not None and not running.landing and running.yields_to(newer):
             running.superseded = True
             running.task.cancel()
+
+    def _hurry(self, acks: OrderedAcks) -> None:
+        """Let the request that holds back its partition's offsets wait for the budget no longer."""
+        for job in self._jobs():
+            first = job.acks is acks and job.record.offset == acks.first
+            if first and job.waiting is not None and not job.waiting.expired():
+                job.waiting.reschedule(asyncio.get_running_loop().time())
 
     def _start_next(self, lane: _Lane) -> None:
         if lane.running is not None or not lane.waiting:
@@ -554,7 +594,7 @@ class PersonaWriter:
             return Outcome.NOT_UPGRADED
         if latest.tier != Tier.TEMPLATE:
             return await self._republish(job, latest)
-        written = await self._student_written(request, None)
+        written = await self._within_budget(job, None)
         if written.tier is Tier.TEMPLATE:
             await self._cache(written.rows)
             return Outcome.NOT_UPGRADED
@@ -607,7 +647,46 @@ class PersonaWriter:
             model = replace(TEMPLATE_MODEL, items=len(whole.missing))
             return _Written(request, merge(whole, _template(whole)), Tier.TEMPLATE, model)
         remaining_ms = job.record.timestamp + request.expires_after_ms - self._clock()
-        return await self._student_written(request, remaining_ms / 1000)
+        return await self._within_budget(job, remaining_ms / 1000)
+
+    async def _within_budget(self, job: _Job, remaining_seconds: float | None) -> _Written:
+        """The student's texts once the budget lets it word them, plain ones if it does not in time.
+
+        What needs no tokens does not wait.
+        """
+        request = job.request
+        texts = await self._texts_to_pay(request) if self._gate is not None else 0
+        if self._gate is None or not texts:
+            return await self._student_written(request, remaining_seconds)
+        loop = asyncio.get_running_loop()
+        deadline = None if remaining_seconds is None else loop.time() + remaining_seconds
+        ticket = await self._turn_of(job, self._gate, texts, deadline)
+        if ticket is None:
+            return await self._student_written(request, 0.0)
+        tokens, paid = None, 0
+        try:
+            # The cache is read again: others may have worded the same texts meanwhile.
+            written = await self._student_written(request, None if deadline is None else deadline - loop.time())
+            tokens = written.model.tokens_in + written.model.tokens_out
+            paid = written.model.items - written.model.items_cached if written.tier is Tier.STUDENT else 0
+            return written
+        finally:
+            self._gate.leave(ticket, tokens, paid)
+
+    async def _turn_of(self, job: _Job, gate: BudgetGate, texts: int, deadline: float | None) -> Ticket | None:
+        """The ticket that lets a request on to the student; None if none came in time."""
+        try:
+            async with asyncio.timeout_at(deadline) as job.waiting:
+                return await gate.enter(priority(job.request, texts, upgrade=job.is_upgrade), texts)
+        except TimeoutError:
+            return None
+        finally:
+            job.waiting = None
+
+    async def _texts_to_pay(self, request: RefreshRequest) -> int:
+        keys = content_keys(request, self._student_id)
+        cached = await self._stored("wordings", lambda: self._store.wordings(list(keys)))
+        return len(plan(request, keys, cached).missing)
 
     async def _student_written(self, request: RefreshRequest, remaining_seconds: float | None) -> _Written:
         """The student's texts, cached ones included; plain ones, and the lowest tier, where it has none in time."""
@@ -797,6 +876,17 @@ def seed_of(request_id: str, attempt: int) -> int:
         return 0
     digest = blake2b(f"{attempt}/{request_id}".encode(), digest_size=4).digest()
     return (int.from_bytes(digest, "big") & 0x7FFF_FFFF) or 1
+
+
+def _gate_of(configuration: WriterConfiguration, telemetry: Telemetry) -> BudgetGate | None:
+    if not configuration.budget_tokens_per_hour:
+        return None
+    return BudgetGate(
+        configuration.budget_tokens_per_hour,
+        waiting_limit=configuration.budget_look_ahead,
+        running_limit=configuration.budget_in_flight,
+        telemetry=telemetry,
+    )
 
 
 def _answers(stored: StoredPersona, request: RefreshRequest) -> bool:

@@ -47,6 +47,12 @@ class Settings:
     student_model: str = field(default="student", metadata={"help": "the student's model name in Triton"})
     student_concurrency: int = field(default=8, metadata={"help": "student calls in flight per worker"})
     student_deadline_seconds: float = field(default=60.0, metadata={"help": "time limit of one student call"})
+    budget_tokens_per_hour: int = field(
+        default=0,
+        metadata={
+            "help": "tokens, in and out, that the student may be paid an hour by all workers together; 0: no limit"
+        },
+    )
     registry: Path = field(
         default=Path(), metadata={"help": "folder of a registry snapshot; empty: the packaged demo registry"}
     )

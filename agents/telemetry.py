@@ -102,6 +102,13 @@ STUDENT_SECONDS: Final = _seconds("student.duration", "Time of one student call"
 STORE_SECONDS: Final = _seconds("store.duration", "One store operation", _SHORT_SECONDS, "operation", "outcome")
 PERSONA_SECONDS: Final = _seconds("persona.delay", "From request to published persona", _LONG_SECONDS, "tier")
 FLUSH_SECONDS: Final = _seconds("flush.duration", "Awaiting acknowledgements", _SHORT_SECONDS, "step")
+BUDGET_BOUND: Final = _counter("budget.bound", "ms", "Time in which requests waited for the budget to earn tokens")
+BUDGET_WAITING: Final = Metric(
+    "personas.budget.waiting",
+    Kind.GAUGE,
+    "{request}",
+    "Requests that wait for the budget; each worker reports its own, so take the sum",
+)
 LAG: Final = Metric(
     "personas.lag",
     Kind.GAUGE,
@@ -126,6 +133,8 @@ CATALOGUE: Final = (
     STORE_SECONDS,
     PERSONA_SECONDS,
     FLUSH_SECONDS,
+    BUDGET_BOUND,
+    BUDGET_WAITING,
     LAG,
 )
 """Every metric there is. What is not here is not measured."""

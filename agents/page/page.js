@@ -120,7 +120,7 @@ function showCard(card) {
   replace(byId("persona"), JSON.stringify(card), () => cardNodes(card));
 }
 
-function cardNodes({ persona, titles, labels, versions }) {
+function cardNodes({ persona, titles, labels, versions, why }) {
   const nodes = [
     el("h3", { class: "name" }, persona.user_id),
     el("p", { class: "note" },
@@ -137,7 +137,7 @@ function cardNodes({ persona, titles, labels, versions }) {
     const avoided = persona.avoid.map((cluster) => labels[cluster] || `cluster ${cluster}`);
     nodes.push(el("h3", null, "Avoids"), el("p", null, avoided.join(", ")));
   }
-  if (persona.explanation) nodes.push(el("h3", null, "Why it was refreshed"), ...whyNodes(persona.explanation));
+  if (persona.explanation) nodes.push(el("h3", null, "Why it was refreshed"), ...whyNodes(persona.explanation, why));
   nodes.push(el("h3", null, "Versions"), el("ol", { class: "versions" }, ...versions.map(versionNode)));
   nodes.push(el("h3", null, "Worded by"), el("p", { class: "note" }, modelText(persona)));
   return nodes;
@@ -165,20 +165,43 @@ function interestNode(interest, titles) {
   return node;
 }
 
-function whyNodes(why) {
-  const nodes = [el("p", null,
-    `Rule ${words(why.rule)}: ${why.value.toFixed(3)} against the threshold ${why.threshold.toFixed(3)}, ${whole.format(why.watches_since)} watches since the last request.`)];
-  if (why.divergence !== null) {
-    const usual = why.divergence_null === null ? "" : ` (up to ${why.divergence_null.toFixed(3)} would be chance)`;
-    nodes.push(el("p", { class: "note" }, `Divergence from the last persona ${why.divergence.toFixed(3)} bits${usual}.`));
+function whyNodes(explanation, why) {
+  const { reason } = why;
+  const nodes = [
+    el("p", null, reason.headline),
+    el("p", { class: "note" },
+      `Rule ${words(explanation.rule)}, ${whole.format(explanation.watches_since)} watches since the last request.`),
+  ];
+  if (reason.measure) {
+    nodes.push(scaleNode(reason.measure, explanation.value, explanation.threshold, "threshold", reason.end, reason.meaning));
   }
-  const moved = [...why.risen, ...why.fallen];
-  if (!moved.length) return nodes;
-  nodes.push(el("ul", { class: "moved" }, ...moved.map(([, label, before, now]) => el("li", null,
-    el("span", null, label),
-    el("span", { class: "pair" }, bar(before, "before"), bar(now)),
-    el("span", { class: `number ${now > before ? "rising" : "falling"}` }, `${percent(before)} → ${percent(now)}`)))));
+  if (explanation.divergence !== null) {
+    nodes.push(scaleNode(why.divergence, explanation.divergence, explanation.divergence_null, "chance", why.divergence_end, why.chance));
+  }
+  for (const [title, rows, kind] of [["Risen", explanation.risen, "rising"], ["Fallen", explanation.fallen, "falling"]]) {
+    if (rows.length) nodes.push(el("h4", null, title), el("ul", { class: "moved" }, ...rows.map((row) => movedNode(row, kind))));
+  }
   return nodes;
+}
+
+// A value on a scale with a mark; the text says the same numbers, so the drawing is hidden from screen readers.
+function scaleNode(measure, value, mark, name, end, meaning) {
+  const drawn = el("div", { class: "scale", "aria-hidden": "true" }, bar(value / end));
+  if (mark !== null) {
+    const place = `${Math.min(100, Math.max(0, (mark / end) * 100)).toFixed(1)}%`;
+    const label = el("small", null, `${name} ${mark.toFixed(3)}`);
+    label.style.transform = `translateX(-${place})`; // inside the scale wherever the mark is
+    const line = el("b", null, label);
+    line.style.left = place;
+    drawn.append(line);
+  }
+  return el("div", { class: "measure" }, el("p", null, measure), drawn, meaning ? el("p", { class: "note" }, meaning) : "");
+}
+
+function movedNode([, label, before, now], kind) {
+  const row = (name, share, barKind) => el("div", null,
+    el("small", null, name), bar(share, barKind), el("span", { class: "number" }, percent(share)));
+  return el("li", { class: kind }, el("span", null, label), row("before", before, "before"), row("now", now));
 }
 
 function versionNode(version) {

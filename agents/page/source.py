@@ -10,8 +10,9 @@ from typing import Final, Protocol
 
 import orjson
 
+from agents.explanations import CHANCE, Reason, divergence_measure, reason_of, scale_end
 from streams.decoding import UnreadableRecordError
-from streams.records import Maturity, Persona, Rule, Tier
+from streams.records import Explanation, Maturity, Persona, Rule, Tier
 
 WINDOW_MINUTES: Final = 60
 """Rules and tiers are counted over this many minutes back from now, by append time."""
@@ -112,13 +113,29 @@ class VersionLine:
 
 
 @dataclass(frozen=True, slots=True)
+class Why:
+    """A refresh explained. reason: why it was asked for; divergence: how far the interests moved, "" where unknown;
+    chance: what the divergence is compared with; divergence_end: where a scale of both ends.
+    """
+
+    reason: Reason
+    divergence: str
+    chance: str
+    divergence_end: float
+
+
+@dataclass(frozen=True, slots=True)
 class ViewerCard:
-    """A viewer's persona with what a person needs to read it: titles by video id, labels by cluster id."""
+    """A viewer's persona with what a person needs to read it: titles by video id, labels by cluster id.
+
+    why: the explanation in words, None where the persona has none.
+    """
 
     persona: Persona
     titles: Mapping[str, str]
     labels: Mapping[int, str]
     versions: tuple[VersionLine, ...]
+    why: Why | None = None
 
 
 class Labelled(Protocol):
@@ -168,7 +185,17 @@ def viewer_card(personas: Sequence[Persona], registry: Titles) -> ViewerCard:
     labels = {cluster: registry.cards[cluster].label for cluster in clusters if cluster in registry.cards}
     labels |= {interest.cluster_id: interest.label for interest in newest.interests}
     names = {interest.interest_id: interest.label for persona in personas for interest in persona.interests}
-    return ViewerCard(newest, titles, labels, tuple(_version_line(persona, names) for persona in personas))
+    versions = tuple(_version_line(persona, names) for persona in personas)
+    return ViewerCard(newest, titles, labels, versions, _why(newest.explanation) if newest.explanation else None)
+
+
+def _why(explanation: Explanation) -> Why:
+    return Why(
+        reason=reason_of(explanation),
+        divergence=divergence_measure(explanation),
+        chance=CHANCE if explanation.divergence_null is not None else "",
+        divergence_end=scale_end(explanation.divergence or 0.0, explanation.divergence_null),
+    )
 
 
 def _version_line(persona: Persona, names: Mapping[str, str]) -> VersionLine:

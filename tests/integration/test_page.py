@@ -152,6 +152,9 @@ async def test_the_page_shows_numbers_bars_and_a_viewers_card(tmp_path: Path) ->
     # Bars: rules relative to the largest, interests and what moved by their share.
     for width in ("100%", "25%", "41%", "28%", "3%", "62%"):
         assert f'<i style="width: {width}' in dom
+    # Marks: the threshold and what chance explains, on scales that end a fifth beyond the larger value.
+    for left in (1.9 / (1.2 * 2.314), 0.142 / (1.2 * 0.212)):
+        assert f'<b style="left: {left:.1%}' in dom
     shown = html.unescape(re.sub(r"<[^>]+>", "|", dom))
     for text in (
         "Cooks Italian at weekends and has lately taken to riding gravel bikes.",
@@ -161,10 +164,14 @@ async def test_the_page_shows_numbers_bars_and_a_viewers_card(tmp_path: Path) ->
         "bikepacking trips",
         "through gravel cycling",
         "true crime",
-        "Rule drift: 2.314 against the threshold 1.900, 37 watches since the last request.",
-        "(up to 0.142 would be chance)",
-        "3% → 28%",
-        "62% → 41%",
+        "The interests have moved further than chance explains.",
+        "Rule drift, 37 watches since the last request.",
+        "accumulated regret 2.314 of 1.900",
+        "threshold 1.900",
+        "divergence 0.212 bits, beyond what chance explains (0.142)",
+        "chance 0.142",
+        "Risen",
+        "Fallen",
         "42 · student · drift · 2026-11-22 12:00:02",
         "34 · student · drift · 2026-11-22 12:00:02",
         "added gravel cycling; reworded italian cooking",

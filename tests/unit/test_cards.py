@@ -18,12 +18,13 @@ from rich.text import Text
 from agents import cards
 from agents.cli import get as get_module
 from agents.cli import personas
+from agents.explanations import scale_end
 from agents.settings import Settings
 from agents.stores.cassandra import CassandraStore
 from agents.stores.memory import MemoryStore
 from agents.stores.ports import StoredPersona
 from streams.decoding import decode_persona
-from streams.records import Persona, encode
+from streams.records import Explanation, Persona, Rule, encode
 from tests.persona_samples import NOON, TITLES, hostile_persona, sample_persona
 
 HOSTILE = "[bold red]x[/bold red] \x1b[2J\x1b]0;owned\x07 \u202egnp.exe {0} %s\nforged line [link=http://x]y[/link]"
@@ -108,6 +109,7 @@ def test_hostile_text_is_text(color: bool) -> None:
             cards.persona_card(persona, titles.get, {9: HOSTILE}.get),
             cards.history_table([persona, replace(persona, user_id=HOSTILE)]),
             cards.why_card(HOSTILE, 42, explanation),
+            cards.why_table([persona]),
             cards.persona_line(replace(persona, user_id=HOSTILE)),
             cards.removal_line(HOSTILE, NOON, HOSTILE),
         )
@@ -125,26 +127,104 @@ def test_times_beyond_the_calendar_are_shown_as_numbers() -> None:
     assert cards.moment(2**62) == str(2**62)
 
 
-def test_why_shows_value_threshold_and_what_moved() -> None:
+def why(**changes: object) -> Explanation:
     explanation = sample_persona().explanation
     assert explanation is not None
-    text = shown(cards.why_card("ann", 42, explanation), width=140)
-    assert "Rule drift: value 2.314 against the threshold 1.900, 37 watches since the last request." in text
-    assert "0.212 bits, above what chance explains (99% quantile without any shift: 0.142)" in text
+    return replace(explanation, **changes)  # type: ignore[arg-type]  # tests name any field
+
+
+def test_why_shows_value_threshold_and_what_moved() -> None:
+    text = shown(cards.why_card("ann", 42, why(value=0.071, threshold=0.06)))
+    for part in (
+        "ann  version 42, rule drift, 37 watches since the last request",
+        "The interests have moved further than chance explains.",
+        "Accumulated regret 0.071 of 0.060",
+        "↑ threshold 0.060",
+        "Squared divergence from the last request, added up watch by watch (bits² x watches).",
+        "Divergence 0.212 bits, beyond what chance explains (0.142)",
+        "↑ chance 0.142",
+    ):
+        assert part in text
     risen, fallen = text[text.index("Risen") :].split("Fallen")
-    assert "gravel cycling" in risen
-    assert "28%" in risen
-    assert "62%" in fallen
-    before, now = (line.count("█") for line in fallen.splitlines() if "%" in line)
-    assert before > now > 0
+    assert [line.split()[0] for line in risen.splitlines()[1:4]] == ["gravel", "before", "now"]
+    bars = {line.split()[0]: line.count("█") for line in fallen.splitlines() if "%" in line}
+    assert bars["before"] > bars["now"] > 0
+    assert [line.split()[-1] for line in (risen + fallen).splitlines() if "%" in line] == ["3%", "28%", "62%", "41%"]
+
+
+def test_the_marks_stand_where_the_scale_says() -> None:
+    drawn = cards.scale(0.8, 0.4, 1.0, 20)
+    assert drawn == "█" * 8 + "┃" + "█" * 7 + " " * 4
+    assert cards.scale(0.2, 0.8, 1.0, 10) == "██      ┃ "
+    assert cards.scale(0.5, None, 1.0, 10) == "█████     "
+    text = shown(cards.why_card("ann", 42, why()), width=50).splitlines()
+    bars = [i for i, line in enumerate(text) if "┃" in line]
+    assert len(bars) == 2
+    for i in bars:
+        assert text[i + 1].index("↑") == text[i].index("┃")
+
+
+@given(st.floats(0, 1e9), st.none() | st.floats(0, 1e9), st.integers(1, 80))
+def test_a_scale_has_its_width_and_one_mark(value: float, mark: float | None, width: int) -> None:
+    drawn = cards.scale(value, mark, scale_end(value, mark), width)
+    assert len(drawn) == width
+    assert drawn.count("┃") == (mark is not None)
+
+
+@pytest.mark.parametrize(
+    ("rule", "value", "threshold", "said"),
+    [
+        (Rule.COLD_START, 20.0, 20.0, ("Enough was watched for a first persona.", "20 of 20 qualifying watches")),
+        (Rule.FOLLOW_UP, 0.0712, 0.06, ("The interests moved lately", "Accumulated regret 0.071 of 0.060")),
+        (Rule.MATURITY, 0.0712, 0.06, ("known more precisely", "Accumulated regret 0.071 of 0.060")),
+        (Rule.AGE, 31.25, 30.0, ("maximum age", "Age 31.2 of 30 days")),
+    ],
+)
+def test_each_rule_says_what_it_measures(rule: Rule, value: float, threshold: float, said: tuple[str, str]) -> None:
+    text = shown(cards.why_card("ann", 42, Explanation(rule, value, threshold, 20)))
+    for part in said:
+        assert part in text
+    assert "chance" not in text
+
+
+def test_a_control_measures_nothing() -> None:
+    text = shown(cards.why_card("ann", 42, Explanation(Rule.CONTROL, 1.0, 1.0, 3)))
+    assert "The viewer asked for a change." in text
+    assert "┃" not in text
 
 
 def test_a_small_divergence_is_called_chance() -> None:
-    explanation = sample_persona().explanation
-    assert explanation is not None
-    text = shown(cards.why_card("ann", 42, replace(explanation, divergence=0.1, risen=(), fallen=())))
-    assert "within what chance explains" in text
+    text = shown(cards.why_card("ann", 42, why(divergence=0.1, risen=(), fallen=())))
+    assert "Divergence 0.100 bits, within what chance explains (0.142)" in text
     assert "Risen" not in text
+
+
+@pytest.mark.parametrize("width", [20, 40, 80, 200])
+def test_why_fits_any_terminal_and_needs_no_colour(width: int) -> None:
+    long = why(risen=((7, "a label that is longer than most terminals are wide, said twice over", 0.0, 1.0),))
+    items = (cards.why_card("ann", 42, long), cards.why_table([sample_persona(), sample_persona(explanation=None)]))
+    for item in items:
+        plain = shown(item, width=width)
+        assert max(map(len, plain.splitlines())) <= width
+        assert Text.from_ansi(shown(item, width=width, force_terminal=True)).plain.split() == plain.split()
+    assert "100%" in shown(items[0], width=width)
+
+
+def test_every_refresh_has_a_line_on_one_scale() -> None:
+    personas = [
+        sample_persona(),
+        sample_persona(sequence=4, explanation=why(divergence=0.05, divergence_null=0.2)),
+        sample_persona(sequence=3, rule=Rule.COLD_START, explanation=Explanation(Rule.COLD_START, 20.0, 20.0, 20)),
+        sample_persona(sequence=2, explanation=None),
+    ]
+    lines = [line for line in shown(cards.why_table(personas)).splitlines() if "2026" in line]
+    assert [line.split()[0] for line in lines] == ["42", "34", "26", "18"]
+    filled = [line.count("█") for line in lines]
+    assert filled[0] > filled[1] > 0
+    assert filled[2:] == [0, 0]
+    assert lines[0].index("┃") < lines[1].index("┃")
+    assert "20 of 20 qualifying watches" in lines[2]
+    assert "not stored" in lines[3]
 
 
 @pytest.fixture
@@ -199,7 +279,8 @@ def test_nobody_found_is_exit_status_1(command: str) -> None:
 def test_why_as_json() -> None:
     result = CliRunner().invoke(personas, ["why", "ann", "--json"])
     assert result.exit_code == 0
-    answer = orjson.loads(result.stdout)
+    (line,) = result.stdout.splitlines()
+    answer = orjson.loads(line)
     assert answer["rule"] == "drift"
     assert answer["explanation"]["threshold"] == 1.9
 
@@ -207,7 +288,22 @@ def test_why_as_json() -> None:
 @pytest.mark.usefixtures("stored")
 def test_why_as_a_card() -> None:
     result = CliRunner().invoke(personas, ["why", "ann"])
-    assert "against the threshold 1.900" in result.stdout
+    assert "Accumulated regret 2.314 of 1.900" in result.stdout
+    assert "Refreshes" not in result.stdout
+
+
+@pytest.mark.usefixtures("stored")
+def test_why_with_the_history() -> None:
+    result = CliRunner().invoke(personas, ["why", "ann", "--history"])
+    card, table = result.stdout.split("Refreshes")
+    assert "Accumulated regret 2.314 of 1.900" in card
+    assert [line.split()[0] for line in table.splitlines()[2:] if line.strip()] == ["42", "34"]
+
+
+@pytest.mark.usefixtures("stored")
+def test_why_with_the_history_as_json_lines() -> None:
+    lines = CliRunner().invoke(personas, ["why", "ann", "--history", "--json"]).stdout.splitlines()
+    assert [orjson.loads(line)["version"] for line in lines] == [42, 34]
 
 
 def test_no_user_is_a_usage_error() -> None:

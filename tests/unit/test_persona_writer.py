@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 
 import orjson
 import pytest
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
@@ -36,6 +37,7 @@ from streams.records import (
     DeadLetter,
     Persona,
     RefreshRequest,
+    Rule,
     Tier,
     encode,
     persona_version,
@@ -1123,3 +1125,244 @@ async def test_one_trace_runs_from_the_request_through_the_call_and_the_write() 
     carried = dict(world.outputs(topics.PERSONAS)[0].headers)["traceparent"].decode()
     assert carried.split("-")[1] == parent.split("-")[1]
     telemetry.close()
+
+
+# The budget
+
+TOKENS = 380
+"""Tokens that the scripted student takes for each text."""
+NO_TOKENS = replace(QUICK, budget_tokens_per_hour=1, budget_in_flight=1)
+"""The first request goes on, then the bucket is in debt for days."""
+SOME_TOKENS = replace(NO_TOKENS, budget_tokens_per_hour=2 * TOKENS * 50 * 3600)
+"""One request of two texts each 20 ms."""
+
+
+def own_request(user_id: str, divergence: float | None = 0.2, rule: Rule = Rule.DRIFT) -> RefreshRequest:
+    """A request with an interest that no other viewer has: two texts, none of them in the cache."""
+    context = sample_context()
+    interest = replace(context.interests[0], label=f"topic of {user_id}", titles=())
+    explanation = replace(context.explanation, divergence=divergence, rule=rule)
+    own = replace(context, interests=(interest,), novel=(), explanation=explanation)
+    return replace(sample_request(user_id), rule=rule, context=own)
+
+
+OWN = {name: own_request(name) for name in ("ann", "bob", "cat", "dan", "eve", "fay")}
+OWN_ANSWERS = answers_by_prompt(*OWN.values())
+
+
+async def own_words(prompt: Prompt, seed: int) -> str:
+    return OWN_ANSWERS.get(prompt.text) or good_answer(prompt)
+
+
+def world_with(configuration: WriterConfiguration) -> World:
+    return World(student=ScriptedStudent([own_words]), configuration=configuration)
+
+
+async def settle() -> None:
+    """Let everything go on that waits for nothing but its turn in the loop."""
+    for _ in range(50):
+        await asyncio.sleep(0)
+
+
+async def test_within_the_budget_the_most_staleness_for_the_fewest_tokens_goes_first() -> None:
+    world = world_with(SOME_TOKENS)
+    world.writer.set_share(0.0)
+    await world.send(
+        own_request("ann"),  # goes on at once: nothing is owed yet
+        own_request("bob", 0.01),
+        own_request("cat", 0.3),
+        replace(sample_request("dan"), context=sample_context()),  # 0.21 bits, but five texts
+        own_request("eve", 0.2),
+        own_request("fay", None, Rule.COLD_START),
+    )
+    await settle()
+    world.writer.set_share(1.0)
+    await world.writer.idle()
+    assert [persona.user_id for persona in world.personas()] == ["ann", "fay", "cat", "eve", "dan", "bob"]
+    assert world.finished() == [1, 2, 3, 4, 5, 6]
+    assert {persona.tier for persona in world.personas()} == {Tier.STUDENT}
+
+
+async def test_the_budget_changes_the_order_and_nothing_else() -> None:
+    bodies = []
+    for configuration in (QUICK, SOME_TOKENS):
+        world = world_with(configuration)
+        await world.answer(*OWN.values())
+        rows = {user: await world.store.latest(user) for user in OWN}
+        bodies.append({user: row.body for user, row in rows.items() if row is not None})
+        assert world.finished() == list(range(1, len(OWN) + 1))
+    assert bodies[0] == bodies[1]
+    assert bodies[0].keys() == OWN.keys()
+
+
+async def test_what_costs_no_tokens_does_not_wait_for_the_budget() -> None:
+    world = world_with(NO_TOKENS)
+    await world.answer(own_request("ann"))
+    await world.send(own_request("bob"))
+    await settle()
+    again = replace(own_request("ann"), user_id="zoe", request_id="again")
+    await world.send(
+        again,  # worded for ann already
+        sample_request("cat", tier_limit=Tier.TEMPLATE),
+        sample_request("dan", 2, epoch=1, command=Command.ERASE),
+        sample_request("eve", 2, epoch=1, command=Command.OPT_OUT),
+    )
+    await until(lambda: len(world.published) == 6)
+    assert {output.key for output in world.outputs(topics.PERSONAS)} == {b"ann", b"cat", b"dan", b"eve", b"zoe"}
+    assert world.finished() == [1], "offsets wait for bob"
+    await world.writer.stop(0)
+
+
+async def test_a_removal_takes_the_viewers_own_request_out_of_the_line() -> None:
+    world = world_with(NO_TOKENS)
+    await world.send(own_request("ann"), own_request("bob"))
+    await until(lambda: bool(world.personas()))
+    await world.answer(sample_request("bob", 2, epoch=1, command=Command.ERASE))
+    assert world.writer.counts == {Outcome.STUDENT: 1, Outcome.SUPERSEDED: 1, Outcome.REMOVED: 1}
+    assert world.finished() == [1, 2, 3]
+
+
+async def test_a_request_that_waited_past_its_time_for_the_budget_is_a_template_and_upgraded_later() -> None:
+    world = world_with(NO_TOKENS)
+    await world.answer(own_request("ann"), replace(own_request("bob"), expires_after_ms=50))
+    assert [persona.tier for persona in world.personas()] == [Tier.STUDENT, Tier.TEMPLATE]
+    assert world.calls == 2
+    (upgrade,) = world.outputs(topics.UPGRADE_REQUESTS)
+    world.configuration = SOME_TOKENS
+    world.restart()
+    await world.upgrade(upgrade.value)
+    await world.writer.idle()
+    assert world.personas()[-1].tier is Tier.STUDENT
+
+
+async def test_a_newer_request_takes_the_place_of_one_that_waits() -> None:
+    world = world_with(SOME_TOKENS)
+    newer = replace(own_request("bob"), sequence=2, request_id="newer")
+    await world.answer(own_request("ann"), own_request("bob"), newer)
+    assert [(persona.user_id, persona.version // 8) for persona in world.personas()] == [("ann", 1), ("bob", 2)]
+    assert world.writer.counts == {Outcome.STUDENT: 2, Outcome.SUPERSEDED: 1}
+    assert world.calls == 4
+
+
+async def test_what_waits_for_the_budget_is_left_to_the_next_owner_or_start() -> None:
+    world = world_with(NO_TOKENS)
+    await world.answer(own_request("ann"))
+    record = world.record(own_request("bob"))
+    await world.writer.submit(record, PARTITION)
+    await settle()
+    await world.writer.revoke(topics.REFRESH_REQUESTS, [PARTITION])
+    await world.writer.idle()
+    await world.writer.submit(record, PARTITION)
+    await settle()
+    await world.writer.stop(0)
+    assert world.finished() == [1]
+    world.configuration = SOME_TOKENS
+    world.restart()
+    await world.writer.submit(record, PARTITION)
+    await world.writer.idle()
+    assert world.finished() == [1, 2]
+    assert [persona.user_id for persona in world.personas()] == ["ann", "bob"]
+
+
+async def test_when_too_many_wait_the_worst_is_a_template_and_reading_goes_on() -> None:
+    world = world_with(replace(NO_TOKENS, look_ahead=2, budget_look_ahead=2))
+    await world.answer(own_request("ann"))
+    await world.send(
+        own_request("bob", 0.3), own_request("cat", 0.1), own_request("dan", 0.2), own_request("eve", 0.25)
+    )
+    await until(lambda: len(world.personas()) == 3)
+    assert [(p.user_id, p.tier) for p in world.personas()[1:]] == [("cat", Tier.TEMPLATE), ("dan", Tier.TEMPLATE)]
+    assert [output.key for output in world.outputs(topics.UPGRADE_REQUESTS)] == [b"cat", b"dan"]
+    await world.send(sample_request("fay", 1, command=Command.ERASE))
+    await until(lambda: world.writer.counts[Outcome.REMOVED] == 1)
+    await world.writer.stop(0)
+
+
+async def test_one_that_waits_does_not_hold_back_its_partition_without_end() -> None:
+    world = world_with(replace(NO_TOKENS, budget_holds_back=3))
+    await world.answer(own_request("ann"))
+    await world.send(own_request("bob"))
+    await settle()
+    plain = [sample_request(f"viewer-{n}", tier_limit=Tier.TEMPLATE) for n in range(3)]
+    await world.send(*plain[:2])
+    await settle()
+    assert world.finished() == [1]
+    await world.send(plain[2])
+    await world.writer.idle()
+    assert world.finished() == [1, 2, 3, 4, 5]
+    assert {p.user_id: p.tier for p in world.personas()}["bob"] is Tier.TEMPLATE
+    assert [output.key for output in world.outputs(topics.UPGRADE_REQUESTS)] == [b"bob"]
+
+
+async def test_two_that_wait_for_the_same_texts_pay_for_them_once() -> None:
+    world = world_with(SOME_TOKENS)
+    same = replace(own_request("bob"), user_id="zoe", request_id="same")
+    await world.answer(own_request("ann"), own_request("bob"), same)
+    assert world.calls == 4
+    assert [persona.cached for persona in world.personas()] == [False, False, True]
+
+
+async def test_upgrades_wait_until_no_refresh_does() -> None:
+    world = world_with(SOME_TOKENS)
+    world.student = ScriptedStudent(["garbage"])
+    world.restart()
+    await world.answer(own_request("bob"))
+    value = world.outputs(topics.UPGRADE_REQUESTS)[0].value
+    world.student = ScriptedStudent([own_words])
+    world.restart()
+    world.writer.set_share(0.0)
+    await world.send(own_request("ann"))
+    await settle()
+    await world.upgrade(value)
+    await world.send(own_request("cat", 0.001), own_request("dan", 0.002))
+    await settle()
+    world.writer.set_share(1.0)
+    await world.writer.idle()
+    assert [persona.user_id for persona in world.personas()][1:] == ["ann", "dan", "cat", "bob"]
+    assert world.personas()[-1].tier is Tier.STUDENT
+
+
+async def test_a_student_that_is_away_is_not_promised_to_more_than_it_takes_at_once() -> None:
+    world = World(student=ScriptedStudent([StudentUnavailable("refused")]), configuration=SOME_TOKENS)
+    await world.send(own_request("ann", 0.01), own_request("bob", 0.2))
+    await until(lambda: world.calls > 3)
+    await asyncio.sleep(0.03)
+    await world.send(own_request("cat", 0.3))
+    await settle()
+    assert world.student is not None
+    world.student.script = [own_words]
+    await world.writer.idle()
+    assert [persona.user_id for persona in world.personas()] == ["ann", "cat", "bob"]
+
+
+async def test_a_worker_without_partitions_spends_nothing_until_it_has_some() -> None:
+    world = world_with(SOME_TOKENS)
+    await world.send(own_request("ann"), own_request("bob"))
+    world.writer.set_share(0.0)
+    await until(lambda: len(world.personas()) == 1)
+    await asyncio.sleep(0.05)
+    assert world.calls == 2
+    world.writer.set_share(0.5)
+    await world.writer.idle()
+    assert world.calls == 4
+
+
+async def test_waiting_for_the_budget_is_measured() -> None:
+    reader = InMemoryMetricReader()
+    telemetry = create_telemetry({}, metric_readers=[reader])
+    world = World(student=ScriptedStudent([own_words]), configuration=SOME_TOKENS, telemetry=telemetry)
+    await world.send(*OWN.values())
+    await until(lambda: bool(world.personas()))
+    assert 0 < value_of(reader, "personas.budget.waiting") < len(OWN)
+    await world.writer.idle()
+    assert value_of(reader, "personas.budget.waiting") == 0
+    assert 20 <= value_of(reader, "personas.budget.bound") <= 5000
+    telemetry.close()
+
+
+def value_of(reader: InMemoryMetricReader, name: str) -> float:
+    data = reader.get_metrics_data()
+    assert data is not None
+    metrics = [m for r in data.resource_metrics for s in r.scope_metrics for m in s.metrics if m.name == name]
+    (point,) = metrics[0].data.data_points
+    return float(point.value)  # type: ignore[union-attr]  # no histogram
