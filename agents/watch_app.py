@@ -243,8 +243,8 @@ class WatchApp:
         if adopted and adopted[-1].registry_lineage != own.lineage:
             raise WorkerError(
                 f"registry version {own.version} was built anew: its cluster ids mean other things than those that "
-                f"version {adopted[-1].registry_version} counted. Adopt a version made by `personas clusters extend` or `rebuild`, "
-                "or start over under another PERSONAS_TOPIC_PREFIX."
+                f"version {adopted[-1].registry_version} counted. Adopt one made by `personas clusters extend` or "
+                "`rebuild`, or start over under another PERSONAS_TOPIC_PREFIX."
             )
         latest = adopted[-1].registry_version or 0 if adopted else 0
         if adopted and (latest > own.version or (latest == own.version and renewed)):
