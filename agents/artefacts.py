@@ -57,7 +57,10 @@ def registry_versions(settings: Settings, current: Registry) -> Callable[[int], 
             return current
         for folder in _registry_folders(settings):
             if _holds(folder, number, current.lineage):
-                return load_registry(folder)
+                try:
+                    return load_registry(folder)
+                except RegistryError as error:
+                    raise SettingsError(f"registry version {number}: {error}") from error
         raise SettingsError(
             f"registry version {number} is in force for events still to be read, but only version {current.version} is "
             f"here: put the folder of version {number} beside PERSONAS_REGISTRY={settings.registry}"

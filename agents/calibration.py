@@ -191,13 +191,13 @@ def _unchanging(constants: Constants, purpose: Purpose, seed: int, scale: float)
 
 
 def calibrate_on_log(
-    name: str, histories: Histories, clusters: int, seed: int, target: float, progress: Progress = lambda _: None
+    name: str, histories: Histories, priors: Floats, seed: int, target: float, progress: Progress = lambda _: None
 ) -> Calibration:
     """Constants from half of the viewers, reported on the others; the threshold from all, their days shuffled.
 
-    clusters: one more than the largest cluster id. The figures give bits a watch on the other half beside decayed
-    counts tuned on the first, and refreshes per 1,000 watches of the log as it is, and shuffled anew. Raises
-    CalibrationError.
+    priors: the population's shares by cluster id, as the workers will have them from the registry. The figures give
+    bits a watch on the other half beside decayed counts tuned on the first, and refreshes per 1,000 watches of the log
+    as it is, and shuffled anew. Raises CalibrationError.
     """
     if len(histories) < 2:
         raise CalibrationError(f"constants are learned from half of the viewers, and the log has {len(histories)}")
@@ -206,20 +206,18 @@ def calibrate_on_log(
     half = len(order) // 2
     learned, held_out = histories.of(order[:half]), histories.of(order[half:])
     settled = _settled(histories)
-    priors = shares_of(learned, clusters)
     constants = learn([(_at_most(learned), priors)], progress)
     model = Model(constants, priors)
     null = _appended([with_shuffled_days(histories, random) for _ in range(SHUFFLES)])
     threshold = find_threshold([(null, model)], target, settled, progress)
     table = divergence_null([run(null, model, threshold)])
-    fresh = with_shuffled_days(histories, np.random.default_rng([Purpose.REPORTING, seed]))
     losses = log_losses(held_out, model).sum(axis=0) / len(held_out.clusters)
     half_life, prior_weight = best_decayed(learned, priors)
     figures = {
         "viewers": len(histories),
         "watches": len(histories.clusters),
         "settled": settled,
-        "false_per_1k": round(false_per_1k(fresh, run(fresh, model, threshold), settled), 2),
+        "false_per_1k": _held_out_rate((learned, held_out), model, target, settled, seed),
         "refreshes_per_1k": round(false_per_1k(histories, run(histories, model, threshold), settled), 2),
         "bits_model": round(float(losses[0]), 4),
         "bits_taste": round(float(losses[1]), 4),
@@ -229,6 +227,25 @@ def calibrate_on_log(
     }
     source = {"source": name, "seed": seed, "target": target, **figures}
     return Calibration(artefact(f"{name}-{target:g}-per-1000", threshold, constants, table, source), figures)
+
+
+def _held_out_rate(
+    halves: tuple[Histories, Histories], model: Model, target: float, settled: int, seed: int
+) -> float | None:
+    """False refreshes per 1,000 watches of each half of the viewers, at the threshold that the other half gives.
+
+    None where half of the log is too little for one.
+    """
+    random = np.random.default_rng([Purpose.REPORTING, seed])
+    null = [_appended([with_shuffled_days(half, random) for _ in range(SHUFFLES)]) for half in halves]
+    rates = []
+    for ours, theirs in (null, null[::-1]):
+        try:
+            threshold = find_threshold([(theirs, model)], target, settled)
+            rates.append(false_per_1k(ours, run(ours, model, threshold), settled))
+        except CalibrationError:
+            return None
+    return round(sum(rates) / len(rates), 2)
 
 
 def _settled(histories: Histories) -> int:

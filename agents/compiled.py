@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from streams import mixture, prequential
-from streams.state import EMPTY, STATE
+from streams.state import new_state
 
 
 @functools.cache
@@ -37,8 +37,5 @@ def compiled(*modules: ModuleType) -> Any:  # noqa: ANN401
 
 
 def empty_states(count: int) -> npt.NDArray[np.void]:
-    """States of viewers never seen, (count,), without what the watch handler keeps beside the estimate."""
-    states = np.zeros(count, dtype=STATE)
-    for name in ("cluster", "recent"):
-        states[name] = EMPTY
-    return states
+    """States of viewers never seen, (count,)."""
+    return np.repeat(new_state()[None], count)

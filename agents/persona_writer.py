@@ -667,7 +667,9 @@ class PersonaWriter:
         try:
             # The cache is read again: others may have worded the same texts meanwhile.
             written = await self._student_written(request, None if deadline is None else deadline - loop.time())
-            tokens = written.model.tokens_in + written.model.tokens_out
+            # Without all answers it is not known what the student worked for: what was expected stays charged.
+            if written.tier is Tier.STUDENT:
+                tokens = written.model.tokens_in + written.model.tokens_out
             paid = written.model.items - written.model.items_cached if written.tier is Tier.STUDENT else 0
             return written
         finally:

@@ -213,7 +213,7 @@ class WatchApp:
         in_force = [
             item.item.registry_version
             for item in recorded
-            if item.item.kind is PositionKind.REGISTRY and item.item.position <= start
+            if item.item.kind is PositionKind.REGISTRY and item.item.position < start
         ]
         registry = self._configuration.registry_of(in_force[-1] or 0) if in_force else self._registry
         handler = WatchHandler(
@@ -247,7 +247,15 @@ class WatchApp:
                 "`rebuild`, or start over under another PERSONAS_TOPIC_PREFIX."
             )
         latest = adopted[-1].registry_version or 0 if adopted else 0
-        if adopted and (latest > own.version or (latest == own.version and renewed)):
+        if latest > own.version:
+            logger.warning(
+                "partition %d stays with registry version %d: an older one, as this worker's %d, is not gone back to",
+                handler.partition,
+                latest,
+                own.version,
+            )
+            return
+        if adopted and latest == own.version and renewed:
             return
         position = end if adopted else start
         item = Position(PositionKind.REGISTRY, position, registry_version=own.version, registry_lineage=own.lineage)

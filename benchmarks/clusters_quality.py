@@ -119,7 +119,7 @@ def measure(source: Source, embedder: Embedder, figures: Figures) -> None:
     vectors = embedder.embed(texts)
     figures.clusters[source.name]["trained"] = trained(vectors, values)
     count = default_cluster_count(len(texts))
-    centroids = centroids_of(vectors, count, 0.5 * len(texts) / count, 0, means)
+    centroids = centroids_of(vectors, count, 0.5, 0, means)
     members, _ = nearest(vectors, centroids)
     figures.grab_bags[source.name] = grab_bags(vectors, members, len(centroids), values)
     figures.parents[source.name] = parents(vectors, centroids, members, values)

@@ -3,7 +3,8 @@
     .venv/bin/python benchmarks/clusters_time.py [CATALOGUE:FIELD ...] [--seeds 101,102,103]
         [--result benchmarks/clusters_time.md]
 
-FIELD is the reference that building never sees, by default `agents/data/demo_catalogue.jsonl:topic`. A sixth of the
+FIELD is the reference, by default `agents/data/demo_catalogue.jsonl:topic`; where it is a category it is part of the
+text that is clustered, as in a build (benchmarks/clusters_quality.py holds it back). A sixth of the
 videos, or of the topics, is held out at random and then comes back (a growth by 20%). Ends with one JSON object.
 """
 

@@ -179,7 +179,7 @@ def folds(histories: Histories, clusters: int, seed: int) -> list[Fold]:
     for number, (held_out, others) in enumerate((halves, halves[::-1])):
         theirs = histories.of(others)
         priors = shares_of(theirs, clusters)
-        found = calibrate_on_log("log", theirs, clusters, seed, TARGET)
+        found = calibrate_on_log("log", theirs, priors, seed, TARGET)
         thresholds = {FROM_LOG: read_thresholds(found.document), PACKAGED: load_thresholds(Settings().thresholds)}
         note(f"  split {seed}.{number}: threshold {thresholds[FROM_LOG].regret}, settled at {found.figures['settled']}")
         calibrated = {name: Calibrated(Model(t.constants, priors), t) for name, t in thresholds.items()}

@@ -66,7 +66,8 @@ def _forget_video(state: State, video: int, model: Model) -> None:
     for i in range(int(state["ring_used"])):
         if int(state["ring_video"][i]) == video and int(state["ring_cluster"][i]) >= 0:
             counted, drawn = float(state["ring_counted"][i]), float(state["ring_draw"][i])
-            retract(state, int(state["ring_cluster"][i]), counted, drawn, int(state["ring_ts"][i]), model)
+            cluster, restarts = int(state["ring_cluster"][i]), int(state["ring_restarts"][i])
+            retract(state, cluster, counted, drawn, restarts, int(state["ring_ts"][i]), model)
             # The weight stays, so that a later heartbeat of the same playback adds only what is new.
             state["ring_counted"][i] = 0
             state["ring_draw"][i] = 0
@@ -74,3 +75,7 @@ def _forget_video(state: State, video: int, model: Model) -> None:
     hit = state["evidence_video"] == np.uint64(video)
     state["evidence_video"][hit] = 0
     state["evidence_ts"][hit] = 0
+    # The newest comes first, so what is left moves up into the hole.
+    for name in ("evidence_video", "evidence_ts"):
+        state[name][hit[:, 0], 0] = state[name][hit[:, 0], 1]
+        state[name][hit[:, 0], 1] = 0

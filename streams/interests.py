@@ -114,15 +114,15 @@ def draw(state: State, slot: int, counted: float, model: Model, *, autoplay: boo
     return observe(state, slot, size, model)[1]
 
 
-def retract(state: State, cluster: int, counted: float, drawn: float, ts: int, model: Model) -> None:
+def retract(state: State, cluster: int, counted: float, drawn: float, restarts: int, ts: int, model: Model) -> None:
     """Take back what `count_watch` counted at `ts` (negative: a dislike), decayed to now by days, and what `draw` drew.
 
-    Nothing falls below zero.
+    restarts: of the estimator before the draw, modulo 256. Nothing falls below zero.
     """
     slot = slot_of(state, cluster)
     if slot < 0:
         return
-    withdraw(state, slot, drawn, ts, model.constants)
+    withdraw(state, slot, drawn, restarts, model.constants)
     days = max(0, int(state["last_ts"]) - ts) / DAY_MS
     short, long = (abs(counted) * 2.0 ** (-days / half_life) for half_life in (SHORT_DAYS, LONG_DAYS))
     if counted < 0:

@@ -38,7 +38,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from streams.state import COUNTS, EMPTY, EVIDENCE, EXPERTS, RECENT, SLOTS
+from streams.state import COUNTS, EMPTY, EVIDENCE, EXPERTS, PINNED, RECENT, SLOTS
 
 Record = Any
 """One state: a 0-dimensional array or scalar of dtype `streams.state.STATE`."""
@@ -52,6 +52,8 @@ double: Callable[[Any], float] = np.float64  # type: ignore[assignment]
 """Widens a stored single-precision number: compiled, `float` would leave it as it is."""
 OWN: Final = 0
 POPULATION: Final = 1
+LEAST_WEIGHT: Final = 1e-6
+"""Of the two experts that never restart: without it a long run would round them to nothing for good."""
 HISTORY: Final = 0
 """Place of the counts that both first experts share; the counts of a later expert are at its own place less one."""
 
@@ -128,13 +130,22 @@ def seat(state: Record, cluster: int, model: Model) -> int:
 
 
 def _weakest(state: Record) -> int:
-    """The slot with the least decayed mass."""
+    """The slot with the least decayed mass, pinned ones left out."""
     weakest, least = 0, math.inf
     for slot in range(SLOTS):
+        if _is_pinned(state, int(state["cluster"][slot])):
+            continue
         mass = double(state["long"][slot]) + double(state["short"][slot]) + double(state["negative"][slot])
         if mass < least:
             weakest, least = slot, mass
     return weakest
+
+
+def _is_pinned(state: Record, cluster: int) -> bool:
+    for i in range(PINNED):  # noqa: SIM110 - generators do not compile
+        if state["pinned"][i] == cluster:
+            return True
+    return False
 
 
 def give_up_slot(state: Record, slot: int, constants: Constants) -> None:
@@ -190,6 +201,8 @@ def observe(state: Record, slot: int, size: float, model: Model) -> tuple[float,
         total += double(weight[j])
     for j in range(experts):
         weight[j] = double(weight[j]) / total
+    for j in range(POPULATION + 1):
+        weight[j] = max(double(weight[j]), LEAST_WEIGHT)
     _add(state, slot, size * draw, constants)
     if double(state["since_restart"]) >= constants.restart_every:
         state["since_restart"] = double(state["since_restart"]) - constants.restart_every
@@ -270,10 +283,14 @@ def describe(state: Record, shares: Floats, rest: float) -> None:
     state["regret"] = 0.0
 
 
-def withdraw(state: Record, slot: int, draw: float, ts: int, constants: Constants) -> None:
-    """Take back a watch at `ts` that counted `draw` fresh draws, from every expert that had started by then."""
+def withdraw(state: Record, slot: int, draw: float, restarts: int, constants: Constants) -> None:
+    """Take back a watch that counted `draw` fresh draws, from the experts that had started by then.
+
+    restarts: their number before the watch, modulo 256, fewer than 256 ago.
+    """
+    before_watch = int(state["restarts"]) - (int(state["restarts"]) - restarts) % 256
     for i in range(COUNTS):
-        if int(state["born"][i]) * 1000 <= ts:
+        if int(state["born"][i]) <= before_watch:
             before = double(state["count"][i, slot])
             _set_count(state, i, slot, before, max(0.0, before - draw), constants)
 
@@ -345,8 +362,7 @@ def _restart(state: Record, constants: Constants) -> None:
     i = _counts_of(place)
     state["total"][i] = 0.0
     state["spread"][i] = 0.0
-    # The watch that starts it is not among its counts.
-    state["born"][i] = int(state["last_ts"]) // 1000 + 1
+    state["born"][i] = state["restarts"]
     for slot in range(SLOTS):
         state["count"][i, slot] = 0.0
 

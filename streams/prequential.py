@@ -119,7 +119,7 @@ def _step(state: Record, ts: int, watches: int, model: Model, rule: Rule, row: F
     state["since_request"] = int(state["since_request"]) + 1
     if watches < rule.first_after:
         return
-    if watches > rule.first_after and watches % rule.stride == 0:
+    if watches > rule.first_after and int(state["since_request"]) % rule.stride == 0:
         row[1] = accumulate(state, rule.stride, rule.memory, model)
         row[2] = min(fresh_draws(state), double(state["reference_n_eff"]))
     if watches == rule.first_after:

@@ -43,7 +43,7 @@ def _merge(state: State, slot: int, into: int, constants: Constants) -> None:
         # Each cluster gave up to a discount to the expert's base; together they give one.
         first, second = float(state["count"][i, into]), float(state["count"][i, slot])
         given = [min(count, constants.discount) for count in (first, second, first + second)]
-        state["spread"][i] = float(state["spread"][i]) - given[0] - given[1] + given[2]
+        state["spread"][i] = max(0.0, float(state["spread"][i]) - given[0] - given[1] + given[2])
         state["count"][i, into] = first + second
         state["count"][i, slot] = 0.0
     _merge_evidence(state, slot, into)

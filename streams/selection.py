@@ -13,7 +13,7 @@ import numpy as np
 
 from streams.identifiers import interest_id
 from streams.interests import Distribution
-from streams.mixture import Floats, Model
+from streams.mixture import Model
 from streams.records import (
     Audience,
     Basis,
@@ -25,7 +25,7 @@ from streams.records import (
     Maturity,
     NovelCandidate,
 )
-from streams.registry import Registry
+from streams.registry import ClusterCard, Registry
 from streams.state import EMPTY, EVIDENCE, SLOTS, STATED, State, members
 from streams.trigger import Fired, Policy, Thresholds, distance
 
@@ -60,7 +60,7 @@ def build_context(
 ) -> Context:
     """Choose what the persona will state and explain why it was asked for. Marks the chosen slots in the state."""
     avoid = _avoided(state)
-    explanation = explain(state, shares, registry, fired, model, thresholds)
+    explanation = explain(state, shares, registry, fired, model, thresholds, avoid)
     interests = _interests(user_id, state, shares, registry, avoid)
     return Context(
         maturity=_maturity(state, policy),
@@ -80,9 +80,18 @@ def build_context(
 
 
 def explain(
-    state: State, shares: Distribution, registry: Registry, fired: Fired, model: Model, thresholds: Thresholds
+    state: State,
+    shares: Distribution,
+    registry: Registry,
+    fired: Fired,
+    model: Model,
+    thresholds: Thresholds,
+    avoid: frozenset[int],
 ) -> Explanation:
-    """The rule's value against its threshold, and what moved since the last request. Call before `adopt`."""
+    """The rule's value against its threshold, and what moved since the last request. Call before `adopt`.
+
+    What a persona may not state is not named here either: the explanation is published with it.
+    """
     value, threshold, since = round(fired.value, 4), round(fired.threshold, 4), int(state["since_request"])
     if not state["student_sequence"]:
         return Explanation(fired.rule, value, threshold, since)
@@ -92,7 +101,13 @@ def explain(
         np.nonzero(np.abs(moved) >= MOVED)[0],
         key=lambda slot: (-abs(moved[slot]), int(state["cluster"][slot])),
     )
-    rows = [_moved(state, registry, int(slot), before, now) for slot in order if state["cluster"][slot] >= 0]
+    rows = [
+        _moved(registry.cards[cluster], before[slot], now[slot])
+        for slot in order
+        if (cluster := int(state["cluster"][slot])) in registry.cards
+        and cluster not in avoid
+        and registry.cards[cluster].statable
+    ]
     found = distance(state, shares, model, thresholds)
     return Explanation(
         rule=fired.rule,
@@ -106,15 +121,8 @@ def explain(
     )
 
 
-def _moved(state: State, registry: Registry, slot: int, before: Floats, now: Floats) -> tuple[int, str, float, float]:
-    cluster = int(state["cluster"][slot])
-    card = registry.cards.get(cluster)
-    return (
-        cluster,
-        card.label if card else f"cluster {cluster}",
-        round(float(before[slot]), 4),
-        round(float(now[slot]), 4),
-    )
+def _moved(card: ClusterCard, before: float, now: float) -> tuple[int, str, float, float]:
+    return card.cluster_id, card.label, round(float(before), 4), round(float(now), 4)
 
 
 def _maturity(state: State, policy: Policy) -> Maturity:

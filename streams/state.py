@@ -68,9 +68,9 @@ STATE: Final = np.dtype(
         ("regret", "<f8"),  # squared divergence since that request, in bits squared times watches
         ("request_ts", "<i8"),
         ("since_request", "<u4"),  # qualifying watches since
-        ("request_rule", "<u4"),  # place of its rule in Rule
+        ("request_rule", "u1"),  # place of its rule in Rule
         # The estimator: see streams/mixture.py.
-        ("experts", "<u4"),  # in use
+        ("experts", "u1"),  # in use
         ("restarts", "<u4"),
         ("since_restart", "<f4"),  # fresh draws
         ("kinds", "<f4", (3,)),  # expected fresh draws, repeats and session echoes so far, prior included
@@ -79,7 +79,7 @@ STATE: Final = np.dtype(
         ("expert_prior", "<f4", (EXPERTS,)),
         ("total", "<f4", (COUNTS,)),
         ("spread", "<f4", (COUNTS,)),
-        ("born", "<u4", (COUNTS,)),  # the viewer's time when its counting began, s
+        ("born", "<u4", (COUNTS,)),  # restarts so far when its counting began
         # Controls.
         ("hidden", "<i4", (HIDDEN,)),
         ("pinned", "<i4", (PINNED,)),
@@ -97,8 +97,8 @@ STATE: Final = np.dtype(
         ("evidence_video", "<u8", (SLOTS, EVIDENCE)),  # newest first
         ("evidence_ts", "<i8", (SLOTS, EVIDENCE)),
         # The last events, newest at ring_next - 1.
-        ("ring_next", "<u4"),
-        ("ring_used", "<u4"),
+        ("ring_next", "u1"),
+        ("ring_used", "u1"),
         ("ring_key", "<u8", (RING,)),
         ("ring_video", "<u8", (RING,)),
         ("ring_ts", "<i8", (RING,)),
@@ -106,6 +106,7 @@ STATE: Final = np.dtype(
         ("ring_weight", "<f4", (RING,)),  # what the event weighs
         ("ring_counted", "<f4", (RING,)),  # how much of it was counted; negative: as a dislike
         ("ring_draw", "<f4", (RING,)),  # how much of a fresh draw it was
+        ("ring_restarts", "u1", (RING,)),  # restarts before it, modulo 256
     ]
 )
 

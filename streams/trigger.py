@@ -140,7 +140,7 @@ class Distance:
 def observe(state: State, model: Model, thresholds: Thresholds) -> None:
     """Note one qualifying, timely watch, which the estimator has seen. Call it before `fired`."""
     state["since_request"] = int(state["since_request"]) + 1
-    if state["student_sequence"] and int(state["qualifying"]) % thresholds.stride == 0:
+    if state["student_sequence"] and int(state["since_request"]) % thresholds.stride == 0:
         accumulate(state, thresholds.stride, thresholds.memory, model)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from hashlib import blake2b
 from typing import Final, TypeAlias
@@ -42,6 +42,7 @@ from streams.records import (
     Tier,
     Traffic,
     UnknownVideo,
+    UserControl,
     WatchEvent,
     encode,
 )
@@ -222,10 +223,12 @@ class WatchHandler:
             return outcome
         qualifies = weight >= QUALIFYING_WEIGHT
         slot, counted = count_watch(state, cluster, gained, event.ts, video, self._model, evidence=qualifies)
-        _credit(state, key, "ring_counted", counted)
+        _credit(state, key, counted)
         if not qualifies or (credited or 0.0) >= QUALIFYING_WEIGHT:
             return outcome
-        _credit(state, key, "ring_draw", draw(state, slot, counted, self._model, autoplay=event.autoplay))
+        restarts = int(state["restarts"])
+        drawn = draw(state, slot, counted, self._model, autoplay=event.autoplay)
+        _note_draw(state, key, drawn, restarts)
         state["qualifying"] = int(state["qualifying"]) + 1
         if topics.BOOTSTRAP_HEADER in record.headers:
             state["flags"] = int(state["flags"]) | BOOTSTRAPPED
@@ -283,8 +286,8 @@ class WatchHandler:
         cluster = self.registry.cluster_of(event.video_id)
         if cluster == UNASSIGNED and not self.registry.knows(event.video_id):
             self._note(batch, event)
-        if event.cluster_id is not None and event.cluster_id in self.registry.cards:
-            return event.cluster_id
+        if event.cluster_id is not None and self.registry.successor_of(event.cluster_id) in self.registry.cards:
+            return self.registry.successor_of(event.cluster_id)
         return cluster if cluster in self.registry.cards else UNASSIGNED
 
     def _note(self, batch: Batch, event: WatchEvent) -> None:
@@ -325,9 +328,9 @@ class WatchHandler:
             self._control(batch, item, recorded.offset)
 
     def _control(self, batch: Batch, item: Position, offset: int) -> None:
-        control = item.control
-        if control is None:
+        if item.control is None:
             return
+        control = _under(self.registry, item.control)
         state = self._state(batch, control.user_id)
         if self._position_applied(state, offset):
             return
@@ -432,10 +435,26 @@ def _credited(state: State, key: int) -> float | None:
     return None
 
 
-def _credit(state: State, key: int, field_name: str, amount: float) -> None:
-    """Note how much of an event was counted or drawn, for taking it back."""
-    place = int(np.nonzero(state["ring_key"][: int(state["ring_used"])] == np.uint64(key))[0][0])
-    state[field_name][place] += amount
+def _under(registry: Registry, control: UserControl) -> UserControl:
+    """The control with its cluster's successor, where the version in force retired it."""
+    if control.cluster_id is None or (successor := registry.successor_of(control.cluster_id)) == UNASSIGNED:
+        return control
+    return replace(control, cluster_id=successor)
+
+
+def _place_of(state: State, key: int) -> int:
+    return int(np.nonzero(state["ring_key"][: int(state["ring_used"])] == np.uint64(key))[0][0])
+
+
+def _credit(state: State, key: int, counted: float) -> None:
+    """Note how much of an event was counted, for taking it back."""
+    state["ring_counted"][_place_of(state, key)] += counted
+
+
+def _note_draw(state: State, key: int, drawn: float, restarts: int) -> None:
+    """Note how much of a fresh draw an event was, and which experts counted it, for taking it back."""
+    place = _place_of(state, key)
+    state["ring_draw"][place], state["ring_restarts"][place] = drawn, restarts % 256
 
 
 def _remember(state: State, key: int, video: int, ts: int, cluster: int, weight: float) -> None:

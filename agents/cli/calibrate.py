@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from hashlib import sha256
@@ -14,7 +15,14 @@ import orjson
 from agents.settings import Settings, load_settings
 
 if TYPE_CHECKING:
-    from agents.calibration import Histories
+    from agents.calibration import Floats, Histories
+
+
+def _finite(context: click.Context, parameter: click.Parameter, value: float) -> float:
+    """Ranges let nan through."""
+    if math.isnan(value):
+        raise click.BadParameter("nan is no number", context, parameter)
+    return value
 
 
 @click.command()
@@ -24,6 +32,7 @@ if TYPE_CHECKING:
     type=click.FloatRange(min=0.01, max=1000),
     default=1.4,
     show_default=True,
+    callback=_finite,
     help="Wanted refreshes per 1,000 watches of viewers whose taste does not change.",
 )
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="File to write.  [thresholds.json]")
@@ -42,6 +51,7 @@ if TYPE_CHECKING:
     type=click.FloatRange(min=0.01, max=10),
     default=1.0,
     show_default=True,
+    callback=_finite,
     help="Of the simulated populations; 1 is 400 viewers of each class.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as one JSON object.")
@@ -84,10 +94,10 @@ def calibrate(
             settings = load_settings()
             settings = settings if registry is None else replace(settings, registry=registry)
             lines = read_lines(events)
-            histories, clusters, skipped = _read(settings, lines)
+            histories, priors, skipped = _read(settings, lines)
             progress(f"{len(histories.clusters):,} watches of {len(histories):,} viewers, {skipped:,} lines left out")
             digest = sha256(b"\n".join(lines)).hexdigest()[:8]
-            result = calibrate_on_log(f"{events.name}@{digest}", histories, clusters, seed, target, progress)
+            result = calibrate_on_log(f"{events.name}@{digest}", histories, priors, seed, target, progress)
         target_file.write_bytes(orjson.dumps(result.document, option=orjson.OPT_INDENT_2) + b"\n")
     except (CalibrationError, UnreadableFile) as error:
         raise click.ClickException(str(error)) from error
@@ -101,8 +111,8 @@ def calibrate(
         click.echo(f"{name:22} {value}")
 
 
-def _read(settings: Settings, lines: Sequence[bytes]) -> tuple[Histories, int, int]:
-    """Qualifying watches by viewer in order; one more than the largest cluster id; the number of lines left out."""
+def _read(settings: Settings, lines: Sequence[bytes]) -> tuple[Histories, Floats, int]:
+    """Qualifying watches by viewer in order; the registry's shares by cluster id; the number of lines left out."""
     import numpy as np
 
     from agents.artefacts import load_configuration, load_current_registry, load_format
@@ -112,7 +122,7 @@ def _read(settings: Settings, lines: Sequence[bytes]) -> tuple[Histories, int, i
     from streams.decoding import Rejected
     from streams.identifiers import event_key, playback_key
     from streams.interests import QUALIFYING_WEIGHT, watch_weight
-    from streams.records import Action, Traffic
+    from streams.records import UNASSIGNED, Action, Traffic
 
     names = {name: name for name in (topics.WATCH_EVENTS, topics.WATCH_POSITIONS)}
     registry = load_current_registry(settings)
@@ -129,8 +139,8 @@ def _read(settings: Settings, lines: Sequence[bytes]) -> tuple[Histories, int, i
         event = decoded.record
         if event.traffic is not Traffic.ORGANIC or watch_weight(event) < QUALIFYING_WEIGHT:
             continue
-        cluster = event.cluster_id
-        if cluster is None or cluster not in registry.cards:
+        cluster = UNASSIGNED if event.cluster_id is None else registry.successor_of(event.cluster_id)
+        if cluster not in registry.cards:
             cluster = registry.cluster_of(event.video_id)
         # A playback counts once, however many heartbeats it has, and so does an event that was sent twice.
         key = (event.user_id, (playback_key(event) if event.action is Action.PLAY else None) or event_key(event))
@@ -142,4 +152,4 @@ def _read(settings: Settings, lines: Sequence[bytes]) -> tuple[Histories, int, i
         in_order = sorted(watches[user], key=lambda watch: watch[0])
         histories.append((np.array([ts for ts, _ in in_order]), np.array([cluster for _, cluster in in_order])))
     kept = sum(map(len, watches.values()))
-    return joined(histories), len(registry.prior_by_id), len(records) - kept
+    return joined(histories), registry.prior_by_id, len(records) - kept

@@ -135,7 +135,7 @@ def build(
                 progress=progress,
                 least_viewers=least_viewers if text_from_viewing else None,
             )
-        checksum = write_snapshot(snapshot, folder)
+            checksum = write_snapshot(snapshot, folder)
     _show_left_out(catalogue, read)
     summary = {
         "registry": str(folder),
@@ -218,7 +218,7 @@ def rebuild(
                 progress=progress,
                 least_viewers=least_viewers if text_from_viewing else None,
             )
-        checksum = write_snapshot(result.snapshot, folder)
+            checksum = write_snapshot(result.snapshot, folder)
     _show_left_out(catalogue, read)
     summary = {
         "registry": str(folder),

@@ -21,6 +21,10 @@ import orjson
 _MAXIMUM_ID_BYTES: Final = 512
 _MAXIMUM_TITLE: Final = 1_000
 _MAXIMUM_LABELS: Final = 64
+_MAXIMUM_LABEL: Final = 200
+_MOST_READ: Final = 256
+"""Labels of a video that are looked at, repeats and empty ones among them."""
+_LONGEST_FIELD: Final = 16 * 2**20
 _DELIMITERS: Final = {".csv": ",", ".tsv": "\t"}
 _LIST_SEPARATORS: Final = re.compile(r"[|;]")
 
@@ -191,6 +195,7 @@ def _read_json_lines(stream: Iterable[bytes], reader: _Reader) -> None:
 
 
 def _read_table(path: Path, stream: Iterable[str], delimiter: str, reader: _Reader) -> None:
+    limit = csv.field_size_limit(_LONGEST_FIELD)  # of the whole process, so it is put back
     rows = csv.reader(stream, delimiter=delimiter)
     try:
         header = next(rows, [])
@@ -206,6 +211,8 @@ def _read_table(path: Path, stream: Iterable[str], delimiter: str, reader: _Read
             reader.add(rows.line_num, dict(zip(header, row, strict=True)))
     except csv.Error as error:
         raise CatalogueError(f"{path} line {rows.line_num}: {error}; check its quotes") from error
+    finally:
+        csv.field_size_limit(limit)
 
 
 def _video(row: Mapping[str, Any]) -> Video:
@@ -217,7 +224,7 @@ def _video(row: Mapping[str, Any]) -> Video:
     title = row.get("title") or ""
     if not isinstance(title, str):
         raise ValueError("title is no text")
-    title = " ".join(title.split())[:_MAXIMUM_TITLE]
+    title = _clean(title)[:_MAXIMUM_TITLE]
     _utf8(title)
     return Video(video_id, title, _labels(row, "tags"), _labels(row, "category"))
 
@@ -228,11 +235,16 @@ def _labels(row: Mapping[str, Any], name: str) -> tuple[str, ...]:
         value = _LIST_SEPARATORS.split(value)
     if not isinstance(value, list | tuple) or not all(isinstance(item, str) for item in value):
         raise ValueError(f"{name} is neither text nor a list of texts")
-    clean = dict.fromkeys(" ".join(item.split()) for item in value)
+    clean = dict.fromkeys(_clean(item)[:_MAXIMUM_LABEL] for item in value[:_MOST_READ])
     for item in clean:
         _utf8(item)
     # Many videos share a label: one copy of it serves all.
     return tuple(sys.intern(item) for item in clean if item)[:_MAXIMUM_LABELS]
+
+
+def _clean(text: str) -> str:
+    """The text on one line, without what a terminal or a page could take for a command."""
+    return "".join(character for character in " ".join(text.split()) if character.isprintable())
 
 
 def _utf8(text: str) -> bytes:

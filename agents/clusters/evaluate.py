@@ -80,7 +80,7 @@ def evaluate(
     count = min(clusters, len(texts))
     vectors = embedder.embed(texts, progress)
     methods: dict[str, Callable[[int], Labels]] = {
-        "registry": lambda seed: nearest(vectors, centroids_of(vectors, count, 1.0, seed, means))[0],
+        "registry": lambda seed: nearest(vectors, centroids_of(vectors, count, 0.0, seed, means))[0],
         "minilm_kmeans": lambda seed: _kmeans(vectors, count, seed),
         "tfidf_svd_kmeans": lambda seed: _kmeans(tfidf_svd(texts, seed), count, seed),
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import io
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ import orjson
 from scipy.sparse import csr_array
 
 from agents.clusters.catalogue import CatalogueError
+from streams.records import Traffic
 
 _DELIMITERS: Final = {".csv": ",", ".tsv": "\t"}
 _NOT_WATCHED: Final = frozenset({"skip", "thumbs_down", "not_interested"})
@@ -69,7 +71,8 @@ def read_watches(path: Path) -> WatchCounts:
     """Count an event file: .csv and .tsv with user_id and video_id columns, everything else JSON lines; .gz may
     follow.
 
-    Skips and dislikes do not count. Raises CatalogueError if the file cannot be read or has no usable line.
+    Skips, dislikes, and what bots and tests did do not count. Raises CatalogueError if the file cannot be read or has
+    no usable line.
     """
     counts: Counter[tuple[int, str]] = Counter()
     viewers: dict[str, int] = {}
@@ -80,13 +83,19 @@ def read_watches(path: Path) -> WatchCounts:
                 user_id, video_id = row.get("user_id"), row.get("video_id")
                 if not (isinstance(user_id, str) and user_id and isinstance(video_id, str) and video_id):
                     bad_lines += 1
-                elif row.get("action") not in _NOT_WATCHED:
+                elif _is_watch(row):
                     counts[viewers.setdefault(user_id, len(viewers)), video_id] += 1
-    except (OSError, EOFError, UnicodeDecodeError, csv.Error) as error:
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError, csv.Error) as error:
         raise CatalogueError(f"cannot read the events {path}: {error}") from error
     if not counts:
         raise CatalogueError(f"{path} has no usable event ({bad_lines} bad lines); each needs user_id and video_id")
     return WatchCounts(path.name, counts, len(viewers), bad_lines)
+
+
+def _is_watch(row: Mapping[str, Any]) -> bool:
+    """As workers apply events: bots and tests are no viewers."""
+    action, traffic = row.get("action"), row.get("traffic")
+    return not (isinstance(action, str) and action in _NOT_WATCHED) and traffic in (None, "", Traffic.ORGANIC)
 
 
 def _rows(path: Path, stream: Any) -> Iterator[Mapping[str, Any]]:  # noqa: ANN401

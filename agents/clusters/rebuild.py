@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.optimize import linear_sum_assignment
 
-from agents.clusters.build import SMALLEST, Starts, build, default_cluster_count
+from agents.clusters.build import SMALLEST, Starts, build, default_cluster_count, is_sensitive
 from agents.clusters.catalogue import Catalogue
 from agents.clusters.embedding import MODEL_NAME, Embedder, Progress, Vectors, unit_length
 from agents.clusters.events import WatchCounts
@@ -123,14 +123,15 @@ def rebuild(
     )
     flow = _flow(previous, made, same_model=same_model)
     ids = _ids(previous, _matched(flow), len(made.cards))
-    return _report(previous, _renewed(previous, made, ids, flow), ids, flow.common)
+    renewed = _renewed(previous, made, ids, flow, from_viewing=least_viewers is not None)
+    return _report(previous, renewed, ids, flow.common)
 
 
 def _renewed(
-    previous: RegistrySnapshot, made: RegistrySnapshot, ids: npt.NDArray[np.int32], flow: _Flow
+    previous: RegistrySnapshot, made: RegistrySnapshot, ids: npt.NDArray[np.int32], flow: _Flow, *, from_viewing: bool
 ) -> RegistrySnapshot:
     """`made`, whose clusters are numbered by row, as the next version of `previous`."""
-    cards = _labelled(previous, made, ids, flow)
+    cards = _labelled(previous, made, ids, flow, from_viewing=from_viewing)
     order = np.argsort(ids)
     return replace(
         made,
@@ -271,9 +272,12 @@ def _successors(previous: RegistrySnapshot, flow: _Flow, ids: npt.NDArray[np.int
 
 
 def _labelled(
-    previous: RegistrySnapshot, made: RegistrySnapshot, ids: npt.NDArray[np.int32], flow: _Flow
+    previous: RegistrySnapshot, made: RegistrySnapshot, ids: npt.NDArray[np.int32], flow: _Flow, *, from_viewing: bool
 ) -> list[ClusterCard]:
-    """The new cards with their ids, by row; those of little changed clusters under the old label."""
+    """The new cards with their ids, by row; those of little changed clusters under the old label.
+
+    from_viewing: an old label stays only if enough viewers support its words now.
+    """
     rows = {card.cluster_id: row for row, card in enumerate(previous.cards)}
     sizes = np.array([card.support for card in made.cards], np.float64) + flow.left.sum(axis=0)
     overlap = _overlap(flow.all, flow.old_sizes, sizes)
@@ -283,6 +287,7 @@ def _labelled(
         if cluster in rows
         and overlap[rows[cluster], row] >= _KEEPS_LABEL
         and previous.cards[rows[cluster]].wording is made.cards[row].wording is Wording.OWN
+        and (not from_viewing or _says_no_more(previous.cards[rows[cluster]], made.cards[row]))
     }
     taken = {card.label for card in kept.values()}
     cards = []
@@ -293,10 +298,17 @@ def _labelled(
         elif card.wording is not Wording.OWN:
             named = card
         else:
-            named = replace(card, label=_free_label(card, taken))
+            label = _free_label(card, taken)
+            named = replace(card, label=label, sensitive=card.sensitive or is_sensitive([label], []))
             taken.add(named.label)
         cards.append(replace(named, cluster_id=cluster))
     return cards
+
+
+def _says_no_more(old: ClusterCard, new: ClusterCard) -> bool:
+    """Whether every word of the old label and query is among those that the new card may say."""
+    said = " ".join((old.label, old.query)).split()
+    return set(said) <= {"and", *" ".join((new.label, new.query, *new.terms)).split()}
 
 
 def _free_label(card: ClusterCard, taken: Iterable[str]) -> str:

@@ -239,7 +239,7 @@ def test_erase_waits_until_everything_is_gone_and_prints_the_receipt(settings: S
 def test_export_prints_everything_stored(settings: Settings) -> None:
     run_async(store_persona(settings, "hal", sequence=1))
     state = new_state()
-    state["events"], state["sequence"], state["locale"] = 3, 1, b"en"
+    state["events"], state["sequence"] = 3, 1
     state["cluster"][0], state["long"][0], state["hidden"][0] = 5, 2.5, 7
     state["evidence_video"][0][0], state["evidence_ts"][0][0] = np.uint64(video_key("v-unknown")), 1_700_000_000_000
     state["ring_used"], state["ring_video"][0], state["ring_ts"][0] = 1, np.uint64(video_key("v-unknown")), 5
@@ -250,7 +250,7 @@ def test_export_prints_everything_stored(settings: Settings) -> None:
     assert document["latest"]["user_id"] == "hal"
     assert [version["version"] for version in document["history"]] == [document["latest"]["version"]]
     interests = document["interests"]
-    assert (interests["events"], interests["locale"], interests["opted_out"]) == (3, "en", False)
+    assert (interests["events"], interests["opted_out"]) == (3, False)
     (cluster,) = interests["clusters"]
     assert (cluster["cluster_id"], cluster["long"]) == (5, 2.5)
     assert cluster["evidence"] == [{"video_id": f"key:{video_key('v-unknown'):016x}", "ts": 1_700_000_000_000}]

@@ -65,7 +65,7 @@ def test_every_format_gives_the_same_catalogue(tmp_path: Path) -> None:
         ("v.csv", b"id,title\n1,x\n", "no video_id column"),
         ("v.csv", b"", "no video_id column"),
         ("v.csv", b"video_id,title\n1,caf\xe9\n", "not UTF-8"),
-        ("v.csv", b"video_id,title\n1,x\n1," + b"x" * 200_000 + b"\n", "line 3"),
+        ("v.csv", b"video_id,title\n1,x\n1," + b"x" * 17 * 2**20 + b"\n", "line 3"),
         ("v.jsonl.gz", b"no gzip", "no gzip file"),
         ("v.jsonl.gz", gzip.compress(b'{"video_id":"a"}\n' * 999)[:-9], "cut short"),
         ("v.jsonl.gz", gzip.compress(b'{"video_id":"a"}\n' * 9)[:12] + b"\xff\xff\xff\xff", "damaged"),
@@ -144,3 +144,12 @@ def test_events_without_a_usable_line_are_refused(tmp_path: Path) -> None:
     path.write_bytes(b'{"user_id": "u"}\n')
     with pytest.raises(CatalogueError, match="no usable event"):
         read_watches(path)
+
+
+def test_control_characters_and_endless_tags_are_cut(tmp_path: Path) -> None:
+    path = tmp_path / "v.jsonl"
+    row = {"video_id": "a", "title": "\x1b[31mred\u202e evil\x07", "tags": ["x" * 5000, "\u200b", "fine"]}
+    path.write_bytes(orjson.dumps(row) + b"\n")
+    (video,) = read_catalogue(path).videos
+    assert video.title == "[31mred evil"
+    assert video.tags == ("x" * 200, "fine")

@@ -114,13 +114,14 @@ def test_the_estimate_is_a_distribution_after_anything(
             if not step.back or not int(record["experts"]):
                 slot = seat(record, cluster, model)
                 record["long"][slot] += 1.0
+                restarts = int(record["restarts"]) % 256
                 likelihood, drawn = observe(record, slot, step.size, model)
                 assert 0.0 < likelihood <= 1.001
                 assert 0.0 <= drawn <= step.size
-                done.append((cluster, drawn, int(record["last_ts"])))
+                done.append((cluster, drawn, restarts))
             elif done and slot_of(record, done[-1][0]) >= 0:
-                cluster, drawn, ts = done.pop()
-                withdraw(record, slot_of(record, cluster), drawn, ts, constants)
+                cluster, drawn, restarts = done.pop()
+                withdraw(record, slot_of(record, cluster), drawn, restarts, constants)
             accumulate(record, 4, 0.9, model)
         shares, rest = estimate(record, model)
     held = [int(cluster) for cluster in record["cluster"] if cluster != EMPTY]
@@ -257,9 +258,10 @@ def test_a_watch_taken_back_leaves_the_shares_as_they_were() -> None:
     record = watched([0, 1, 2] * 10, model)
     before = share(record, 5, model), fresh_draws(record)
     slot = seat(record, 5, model)
+    restarts = int(record["restarts"])
     _, drawn = observe(record, slot, 1.0, model)
     assert share(record, 5, model) > 2 * before[0]
-    withdraw(record, slot, drawn, int(record["last_ts"]) + 60_000, model.constants)
+    withdraw(record, slot, drawn, restarts % 256, model.constants)
     assert share(record, 5, model) == pytest.approx(before[0], rel=0.5)
     assert fresh_draws(record) == pytest.approx(before[1], rel=0.15)
 
@@ -268,25 +270,19 @@ def test_taking_back_leaves_experts_alone_that_started_later() -> None:
     """The watch that starts an expert, and every one before, is not among what that expert counted."""
     model = even(64, CONSTANTS._replace(restart_every=2.0))
     record = new_record()
-    started = [0] * COUNTS  # when each set of counts began, by the watch that began it
-    for minute in range(40):
-        restarts, born = int(record["restarts"]), record["born"].copy()
-        record["last_ts"] = (1000 + minute) * 60_000
+    for _ in range(300):
         slot = seat(record, 0, model)
+        restarts, born = int(record["restarts"]), record["born"].copy()
+        counted = int(record["experts"]) - 1
         _, drawn = observe(record, slot, 1.0, model)
-        for i in np.nonzero(record["born"] != born)[0]:
-            started[i] = int(record["last_ts"])
-        if minute > 30 and int(record["restarts"]) == restarts:
-            break
-    assert int(record["experts"]) == EXPERTS
-    counts, ts = record["count"][:, slot].copy(), max(started)
-    assert counts.min() > 0
-    withdraw(record, slot, drawn, ts, model.constants)
-    taken = counts - record["count"][:, slot]
-    for i in range(COUNTS):
-        expected = min(drawn, float(counts[i])) if started[i] < ts else 0.0
-        assert float(taken[i]) == pytest.approx(expected, abs=1e-5)
-    assert taken[0] > 0.0
+        after = record.copy()
+        withdraw(after, slot, drawn, restarts % 256, model.constants)
+        taken = record["count"][:, slot] - after["count"][:, slot]
+        for i in range(COUNTS):
+            started_now = int(record["born"][i]) != int(born[i])
+            expected = 0.0 if started_now or i >= counted else min(drawn, float(record["count"][i, slot]))
+            assert float(taken[i]) == pytest.approx(expected, abs=1e-4)
+    assert int(record["restarts"]) > 256 / 4
 
 
 async def test_forgetting_a_video_takes_its_draws_back() -> None:

@@ -319,3 +319,32 @@ async def test_a_viewer_who_got_a_persona_during_the_load_is_not_requested_again
     live = watches("ann", [0, 1], start=START + 2 * DAY)
     driver = await run([*history, *live, EndBootstrap()])
     assert [request["rule"] for request in requests(driver)] == ["cold_start"]
+
+
+async def test_pins_keep_their_place_among_many_clusters() -> None:
+    registry = make_registry(clusters=40)
+    driver = ReplayDriver(make_configuration(registry), registry)
+    await driver.run(watches("ann", list(range(30))))
+    await driver.run([control("ann", "pin", cluster_id=38), control("ann", "pin", START + 1, cluster_id=39)])
+    await driver.run(watches("ann", [31, 32, 33], start=START + 30 * 40 * MINUTE))
+    assert {38, 39} <= set(from_bytes(driver.states["ann"])["cluster"].tolist())
+
+
+async def test_what_a_persona_may_not_state_is_not_named_in_its_explanation() -> None:
+    driver = await run([*watches("ann", [0, 1, 0, 1, 2] * 12), control("ann", "hide", START + 100 * DAY, cluster_id=4)])
+    await driver.run(watches("ann", [3, 4, 5, 3, 4] * 12, start=START + 60 * 40 * MINUTE))
+    named = {row[0] for request in requests(driver) for row in request["context"]["explanation"]["risen"]}
+    assert named
+    assert 4 not in named
+
+
+async def test_controls_and_events_of_a_retired_cluster_go_to_its_successor() -> None:
+    old, new = make_registry(), make_registry(version=2, clusters=5, successors={5: 1})
+    driver = ReplayDriver(make_configuration(old, new), old)
+    await driver.run([*watches("ann", [0, 5] * 10), AdoptRegistry(2)])
+    later = START + 100 * DAY
+    await driver.run([event("ann", "c0v0", later, cluster_id=5), control("ann", "hide", later, cluster_id=5)])
+    state = from_bytes(driver.states["ann"])
+    assert 5 not in state["cluster"]
+    assert 1 in state["hidden"]
+    assert int(state["ring_cluster"][int(state["ring_next"]) - 1]) == 1
