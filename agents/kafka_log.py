@@ -65,15 +65,21 @@ class KafkaLog:
             await admin.close()
         raise AssertionError("the last attempt returns or raises")
 
-    async def read(self, topic: str, partition: int) -> AsyncIterator[Any]:
-        """Every record from the beginning to the end that the partition has now."""
+    async def read(
+        self, topic: str, partition: int, start: int | None = None, end: int | None = None
+    ) -> AsyncIterator[Any]:
+        """Every record at offsets start <= offset < end; None: from the beginning, to the end that the log has now."""
         tp = self._partition(topic, partition)
         consumer = await self._connected()
         async with self._reading:
-            end = int((await consumer.end_offsets([tp]))[tp])
+            if end is None:
+                end = int((await consumer.end_offsets([tp]))[tp])
             consumer.assign([tp])
             try:
-                await consumer.seek_to_beginning(tp)
+                if start is None:
+                    await consumer.seek_to_beginning(tp)
+                else:
+                    consumer.seek(tp, start)
                 while await consumer.position(tp) < end:
                     for record in (await consumer.getmany(tp, timeout_ms=500)).get(tp, ()):
                         if record.offset < end:

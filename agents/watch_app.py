@@ -105,10 +105,29 @@ class WatchApp:
             if not current:
                 return
             handler = await self._handler(partition)
-            batch = handler.handle([input_record(event.message) for event in current])
+            records = await self._without_gaps(partition, [input_record(event.message) for event in current])
+            batch = handler.handle(records)
             await self._make_durable(partition, batch)
             for event in current:
                 event.ack()
+
+    async def _without_gaps(self, partition: int, records: Sequence[InputRecord]) -> list[InputRecord]:
+        """The records, with those of the log that the consumer left out between them.
+
+        A gap is mostly a transaction marker. But a record was seen to be missing from what Faust's consumer handed over
+        after the broker had not answered for a while, and Faust commits past it.
+        """
+        complete: list[InputRecord] = []
+        expected = self._next_offsets[partition]
+        for record in records:
+            if record.offset > expected:
+                async for found in self._log.read(topics.WATCH_EVENTS, partition, expected, record.offset):
+                    logger.warning("watch partition %d: offset %d was read from the log", partition, found.offset)
+                    headers = tuple((name, value or b"") for name, value in found.headers)
+                    complete.append(InputRecord(found.offset, found.key, found.value, found.timestamp, headers))
+            complete.append(record)
+            expected = max(expected, record.offset + 1)
+        return complete
 
     # Durability: `Transport` of agents/commit.py, one object per partition's batch
 
