@@ -90,7 +90,12 @@ class Histories:
 
     def of(self, users: Iterable[int]) -> Histories:
         """The histories of these viewers, in this order."""
-        return joined([(self.ts[part], self.clusters[part]) for part in map(self.part, users)])
+        every = self.each()
+        return joined([every[user] for user in users])
+
+    def each(self) -> list[tuple[Ints, Ints]]:
+        """Every viewer's times and clusters."""
+        return [(self.ts[part], self.clusters[part]) for part in map(self.part, range(len(self)))]
 
     def part(self, user: int) -> slice:
         """Where one viewer's watches are."""
@@ -267,9 +272,7 @@ def _at_most(histories: Histories) -> Histories:
 
 
 def _appended(parts: Sequence[Histories]) -> Histories:
-    return joined(
-        [(part.ts[part.part(user)], part.clusters[part.part(user)]) for part in parts for user in range(len(part))]
-    )
+    return joined([history for part in parts for history in part.each()])
 
 
 def learn(groups: Sequence[tuple[Histories, Floats]], progress: Progress = lambda _: None) -> Constants:
@@ -312,10 +315,10 @@ def _plainest(tried: Mapping[Constants, Floats], best: Constants) -> Constants:
     return chosen
 
 
-def run(histories: Histories, model: Model, threshold: float, first_after: int = FIRST_AFTER) -> Floats:
+def run(histories: Histories, model: Model, threshold: float) -> Floats:
     """The rule's trace over the histories, (watches, 3), see streams.prequential.trace_history."""
     trace = np.zeros((len(histories.clusters), 3))
-    rule = Rule(threshold, STRIDE, MEMORY, first_after, COOL_DOWN, 0)
+    rule = Rule(threshold, STRIDE, MEMORY, FIRST_AFTER, COOL_DOWN, 0)
     kernel().refreshes(
         empty_states(len(histories)), histories.ts, histories.clusters, histories.begins, model, rule, trace
     )

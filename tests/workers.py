@@ -19,15 +19,24 @@ import pytest
 from aiohttp import ClientConnectionError, ClientSession
 from aiokafka import AIOKafkaProducer
 
-from agents.kafka_admin import prefixed
+from agents.kafka_admin import create_topics, prefixed
 from agents.kafka_log import KafkaLog
 from agents.settings import Settings
+from agents.stores.migrate import apply_migrations, packaged_migrations, schema_session
 from agents.topic_reader import TopicReader
 from streams import topics
 from tests.conftest import TEST_MARK
 
 Records = Sequence[tuple[bytes | None, bytes | None]]
 """(key, value) of records to send."""
+
+
+def with_topics_and_schema(settings: Settings) -> Settings:
+    """The settings, once their topics and their schema are there."""
+    create_topics(settings)
+    with schema_session(settings, 60) as session:
+        apply_migrations(session, settings, packaged_migrations())
+    return settings
 
 
 @dataclass(frozen=True)

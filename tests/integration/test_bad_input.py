@@ -8,7 +8,6 @@ from __future__ import annotations
 import time
 from base64 import b64decode
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from typing import Any
@@ -18,9 +17,8 @@ import pytest
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import MessageSizeTooLargeError
 
-from agents.kafka_admin import create_topics, prefixed
+from agents.kafka_admin import prefixed
 from agents.settings import Settings
-from agents.stores.migrate import apply_migrations, packaged_migrations, schema_session
 from streams import topics
 from streams.decoding import RejectReason, decode_record
 from streams.identifiers import murmur2_partition
@@ -28,7 +26,7 @@ from streams.records import DeadLetter, Tier, UnknownVideo
 from streams.state import State, from_bytes
 from tests.command_line import run
 from tests.conftest import Stack
-from tests.workers import Workers, by_key, read, send, table_of, until, until_counted
+from tests.workers import Workers, by_key, read, send, table_of, until, until_counted, with_topics_and_schema
 
 pytestmark = pytest.mark.stack
 
@@ -150,17 +148,7 @@ def settings(kafka: Stack, cassandra: Stack, topic_prefix: str, keyspace: str) -
         template_after=3,
         first_persona_after=1_000,  # templates only: no student is needed here
     )
-    create_topics(made)
-    with schema_session(made, 60) as session:
-        apply_migrations(session, made, packaged_migrations())
-    return made
-
-
-@pytest.fixture(scope="module")
-def workers(settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workers]:
-    workers = Workers(settings, tmp_path_factory.mktemp("workers"))
-    yield workers
-    workers.end()
+    return with_topics_and_schema(made)
 
 
 @pytest.fixture(scope="module")

@@ -16,11 +16,9 @@ from itertools import count
 import orjson
 import pytest
 
-from agents.kafka_admin import create_topics
 from agents.kafka_log import KafkaLog
 from agents.settings import Settings
 from agents.stores.cassandra import CassandraStore
-from agents.stores.migrate import apply_migrations, packaged_migrations, schema_session
 from streams import topics
 from streams.decoding import decode_persona, decode_record, decode_request
 from streams.personas import ErasureReceipt, receipt_key
@@ -39,6 +37,7 @@ from tests.workers import (
     table_of,
     until,
     until_counted,
+    with_topics_and_schema,
 )
 
 pytestmark = pytest.mark.stack
@@ -63,17 +62,7 @@ def settings(stack: Stack, topic_prefix: str, keyspace: str) -> Settings:
         student_deadline_seconds=30.0,
         shutdown_seconds=float(SHUTDOWN_SECONDS),
     )
-    create_topics(made)
-    with schema_session(made, 60) as session:
-        apply_migrations(session, made, packaged_migrations())
-    return made
-
-
-@pytest.fixture(scope="module")
-def workers(settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workers]:
-    workers = Workers(settings, tmp_path_factory.mktemp("workers"))
-    yield workers
-    workers.end()
+    return with_topics_and_schema(made)
 
 
 @pytest.fixture(autouse=True)

@@ -15,11 +15,10 @@ import orjson
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 
-from agents.kafka_admin import create_topics, prefixed
+from agents.kafka_admin import prefixed
 from agents.persona_writer import Outcome, PersonaWriter, WriterConfiguration
 from agents.settings import Settings
 from agents.stores.cassandra import CassandraStore
-from agents.stores.migrate import apply_migrations, packaged_migrations, schema_session
 from agents.student_client import StudentClient, TritonStudent
 from agents.telemetry import create_telemetry
 from agents.topic_reader import TopicReader
@@ -35,6 +34,7 @@ from tests.builders import make_model, make_registry
 from tests.command_line import run
 from tests.conftest import Stack
 from tests.request_samples import HOUR, sample_request
+from tests.workers import with_topics_and_schema
 
 pytestmark = pytest.mark.stack
 
@@ -43,10 +43,7 @@ PARTITIONS = 2
 
 def prepared(settings: Settings, topic_prefix: str, keyspace: str) -> Settings:
     made = replace(settings, topic_prefix=topic_prefix, cassandra_keyspace=keyspace, partitions=PARTITIONS)
-    create_topics(made)
-    with schema_session(made, 60) as session:
-        apply_migrations(session, made, packaged_migrations())
-    return made
+    return with_topics_and_schema(made)
 
 
 @pytest.fixture(scope="module")

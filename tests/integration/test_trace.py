@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field, replace
 
 import orjson
@@ -14,14 +14,12 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from opentelemetry.proto.metrics.v1.metrics_pb2 import NumberDataPoint
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
-from agents.kafka_admin import create_topics
 from agents.settings import Settings
-from agents.stores.migrate import apply_migrations, packaged_migrations, schema_session
 from agents.telemetry import CATALOGUE, EVENTS, LAG, PERSONAS, REQUESTS, STUDENT_CALLS, STUDENT_TOKENS
 from streams import topics
 from tests.builders import START
 from tests.conftest import Stack
-from tests.workers import Workers, read, send, until
+from tests.workers import Workers, read, send, until, with_topics_and_schema
 
 pytestmark = pytest.mark.stack
 
@@ -102,17 +100,7 @@ def settings(stack: Stack, topic_prefix: str, keyspace: str) -> Settings:
     made = replace(
         stack.settings, topic_prefix=topic_prefix, cassandra_keyspace=keyspace, partitions=1, template_after=0
     )
-    create_topics(made)
-    with schema_session(made, 60) as session:
-        apply_migrations(session, made, packaged_migrations())
-    return made
-
-
-@pytest.fixture(scope="module")
-def workers(settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workers]:
-    workers = Workers(settings, tmp_path_factory.mktemp("workers"))
-    yield workers
-    workers.end()
+    return with_topics_and_schema(made)
 
 
 def watches(first: int, number: int) -> list[tuple[bytes, bytes]]:
