@@ -16,12 +16,13 @@ from agents.clusters.files import PACKAGED, RegistryError, load_registry, packag
 from agents.event_decoder import load_decoder
 from agents.settings import Settings, SettingsError
 from streams import topics
+from streams.ageing import FORGET_DAYS
 from streams.decoding import Decoded, Decoder, Rejected, decode_event
 from streams.mapping import FieldMapping, MappingError, parse_mapping
 from streams.records import WatchEvent
 from streams.registry import Registry
 from streams.trigger import Policy, Thresholds, ThresholdsError, read_thresholds
-from streams.watch import WatchConfiguration
+from streams.watch import PLAIN, Kernel, WatchConfiguration
 
 
 def load_thresholds(path: Path) -> Thresholds:
@@ -80,12 +81,15 @@ class EventFormat:
         """The event in a record, by the strict rules of `streams.decoding`."""
         return decode_event(value, key, append_time=append_time, mapping=self.mapping, decoder=self.decoder)
 
+    def parse(self, value: bytes) -> Any:  # noqa: ANN401
+        """A value as a mapping of our field names, unchecked. Raises what the bytes or the operator's decoder do."""
+        data = orjson.loads(value) if self.decoder is None else dict(self.decoder(value))
+        return data if self.mapping is None else self.mapping.apply(data)
+
     def key_of(self, value: bytes) -> bytes | None:
         """The key that a record of this value should have: its user id, None where it has none."""
         try:
-            data = orjson.loads(value) if self.decoder is None else dict(self.decoder(value))
-            user_id: Any = (self.mapping.apply(data) if self.mapping else data)["user_id"]
-            return bytes(user_id.encode())
+            return bytes(self.parse(value)["user_id"].encode())
         except Exception:  # whatever the operator's decoder raises or returns: decoding the record says what is wrong
             return None
 
@@ -122,21 +126,25 @@ def load_policy(settings: Settings) -> Policy:
         template_after=settings.template_after,
         maximum_age_days=settings.maximum_age_days,
         request_expires_ms=settings.request_expires_minutes * 60_000,
+        forget_days=max(FORGET_DAYS, settings.persona_ttl_days + topics.SOURCE_RETENTION_DAYS),
     )
 
 
 def load_configuration(
-    settings: Settings, topic_ids: Mapping[str, str], registry: Registry | None = None
+    settings: Settings, topic_ids: Mapping[str, str], registry: Registry | None = None, kernel: Kernel = PLAIN
 ) -> tuple[WatchConfiguration, Registry]:
     """What every watch handler works with, and the registry version to adopt. `topic_ids`: unprefixed name -> id."""
     registry = load_current_registry(settings) if registry is None else registry
+    events = load_format(settings)
     configuration = WatchConfiguration(
         topic=settings.topic_prefix + topics.WATCH_EVENTS,
         topic_id=topic_ids[topics.WATCH_EVENTS],
         positions_id=topic_ids[topics.WATCH_POSITIONS],
         thresholds=load_thresholds(settings.thresholds),
         policy=load_policy(settings),
-        decode=load_format(settings).decode,
+        decode=events.decode,
+        parse=orjson.loads if events == EventFormat(None, None) else events.parse,
+        kernel=kernel,
         registry_of=registry_versions(settings, registry),
     )
     return configuration, registry

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
+from streams.state_table import Changes
 from streams.watch import Batch, Output
 
 
@@ -18,17 +19,17 @@ class Transport(Protocol):
     async def produce(self, outputs: Sequence[Output]) -> None:
         """Write outputs; returns when every one is acknowledged."""
 
-    async def write_states(self, partition: int, changelog: Sequence[tuple[bytes, bytes]]) -> None:
-        """Write changed states to the changelog; after its acknowledgement they are visible to reads."""
+    async def write_states(self, partition: int, changes: Changes) -> None:
+        """Write changed states to the changelog."""
 
     async def commit(self, partition: int, next_offset: int) -> None:
         """Make the input offsets before `next_offset` committable."""
 
 
-async def make_durable(transport: Transport, partition: int, batch: Batch) -> None:
+async def make_durable(transport: Transport, partition: int, batch: Batch, changes: Changes) -> None:
     """Outputs, then state, then offsets. An error stops before the next step, so no offset passes lost work."""
     if batch.outputs:
         await transport.produce(batch.outputs)
-    if batch.states:
-        await transport.write_states(partition, batch.changelog())
+    if changes:
+        await transport.write_states(partition, changes)
     await transport.commit(partition, batch.next_offset)

@@ -1,30 +1,73 @@
-"""The estimator's functions, compiled: the same source as streams/mixture.py and streams/prequential.py, by numba.
+"""The functions that cost the most, compiled by numba: the same source as streams/, with the same bytes as a result.
 
-A hundred times faster over whole histories, with the same bytes as a result. The first use in a process compiles, which
-takes some seconds.
+A hundred times faster over batches of events and whole histories. Compiling takes some seconds; the worker's kernel is
+kept on disk, under the hash of everything that it was made from.
 """
 
 from __future__ import annotations
 
 import functools
+import logging
+import time
+from collections.abc import Sequence
+from hashlib import sha256
+from pathlib import Path
 from types import FunctionType, ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from streams import mixture, prequential
-from streams.state import new_state
+from streams import counting, mixture, packing, prequential, state
+from streams.counting import EVENT, Gates, Log
+from streams.mixture import Constants, Model
+from streams.state import STATE, new_state
+from streams.watch import Kernel
+
+logger = logging.getLogger(__name__)
 
 
 @functools.cache
 def kernel() -> Any:  # noqa: ANN401
-    """The functions of both modules by name, each compiled when it is first called."""
+    """The functions of calibration by name, each compiled when it is first called."""
     return compiled(mixture, prequential)
 
 
-def compiled(*modules: ModuleType) -> Any:  # noqa: ANN401
-    """A namespace in which every function of the modules is compiled and calls the compiled others."""
+def worker_kernel(folder: Path) -> Kernel:
+    """The worker's kernel, compiled or read from `folder`, where it is kept; ready to run at full speed."""
+    import numba
+
+    started = time.perf_counter()
+    # numba keeps a function under its own file's date alone; what it calls and the layout count as well.
+    numba.config.CACHE_DIR = str(folder / _fingerprint())  # type: ignore[attr-defined]
+    names = compiled(mixture, counting, packing, kept=("apply", "survey", "pack_into"))
+    kernel = Kernel(
+        names.apply,
+        lambda viewer, model: names.survey(viewer[()], model),
+        lambda records: packing.pack_with(names.pack_into, records, state.EMPTY_WORDS),
+    )
+    states, model = empty_states(1), Model(Constants(*[1.0] * len(Constants._fields)), np.ones(1))
+    gates = Gates(1, 1, 1, 1.0, 1, 1.0, 1, 1)
+    kernel.apply(states, np.zeros(0, EVENT), 0, Log(np.uint64(1), 0), model, gates)
+    states["total"] = 1.0  # what an estimate divides by
+    kernel.survey(states.reshape(()), model)
+    kernel.pack(states.view(state.WORD).reshape(1, state.WORDS))
+    logger.info("kernel ready after %.1f s", time.perf_counter() - started)
+    return kernel
+
+
+def _fingerprint() -> str:
+    import numba
+
+    sources = b"".join(Path(str(module.__file__)).read_bytes() for module in (counting, mixture, packing, state))
+    return sha256(sources + f"{numba.__version__} {STATE} {EVENT}".encode()).hexdigest()[:16]
+
+
+def compiled(*modules: ModuleType, kept: Sequence[str] = ()) -> Any:  # noqa: ANN401
+    """A namespace in which every function of the modules is compiled and calls the compiled others.
+
+    kept: names of those whose machine code is kept on disk.
+    """
     import numba
 
     names: dict[str, Any] = {}
@@ -32,7 +75,9 @@ def compiled(*modules: ModuleType) -> Any:  # noqa: ANN401
         names.update(vars(module))
     for name, value in list(names.items()):
         if isinstance(value, FunctionType):
-            names[name] = numba.njit(FunctionType(value.__code__, names, name, value.__defaults__))
+            function = FunctionType(value.__code__, names, name, value.__defaults__)
+            function.__qualname__ = name
+            names[name] = numba.njit(cache=name in kept)(function)
     return SimpleNamespace(**{name: names[name] for name in names if not name.startswith("__")})
 
 

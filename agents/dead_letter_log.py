@@ -1,17 +1,21 @@
-"""Dead letters as read from their topics, and sending the original records back to where they came from."""
+"""Dead letters as read from their topics; sending the original records back to where they came from; deleting."""
 
 from __future__ import annotations
 
 from base64 import b64decode
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Final
 
-from confluent_kafka import KafkaException, Message, Producer
+from confluent_kafka import KafkaException, Message, Producer, TopicPartition
+from confluent_kafka.admin import AdminClient
 
-from agents.kafka_admin import confluent_options, prefixed
+from agents.kafka_admin import REQUEST_SECONDS, KafkaRefused, confluent_options, prefixed
 from agents.settings import Settings
 from streams.dead_letters import MAXIMUM_KEY, original_value
 from streams.decoding import UnreadableRecordError, decode_record
+from streams.identifiers import murmur2_partition
 from streams.records import DeadLetter
 from streams.topics import REFRESH_REQUESTS, TOPICS, UPGRADE_REQUESTS, dead_letters_of
 
@@ -97,6 +101,50 @@ def replayable(entry: Entry) -> Replayable:
     return Replayable(entry, letter.source_topic, letter.source_partition, key, value)
 
 
+@dataclass(slots=True)
+class Cut:
+    """The beginning of a dead-letter topic up to the last letter that is meant.
+
+    chosen: letters meant; others: letters before the last one of their partition that are not, by reason; ends: offset
+    behind the last one meant, by partition.
+    """
+
+    topic: str
+    chosen: int = 0
+    others: Counter[str] = field(default_factory=Counter)
+    ends: dict[int, int] = field(default_factory=dict)
+
+
+def cut_for(
+    topic: str, entries: Iterable[Entry], meant: Callable[[Entry], bool], reason_of: Callable[[Entry], str]
+) -> Cut:
+    """What must be deleted of `topic` so that the letters meant are gone. `entries`: all, in order of offsets."""
+    cut = Cut(topic)
+    since_last: dict[int, Counter[str]] = {}
+    for entry in entries:
+        passed = since_last.setdefault(entry.partition, Counter())
+        if not meant(entry):
+            passed[reason_of(entry)] += 1
+            continue
+        cut.chosen += 1
+        cut.others.update(passed)
+        passed.clear()
+        cut.ends[entry.partition] = entry.offset + 1
+    return cut
+
+
+def delete_before(settings: Settings, cuts: Sequence[Cut]) -> None:
+    """Delete every letter of the cuts. Raises KafkaRefused, which names the topic and the cause."""
+    positions = [TopicPartition(cut.topic, partition, end) for cut in cuts for partition, end in cut.ends.items()]
+    admin = AdminClient(confluent_options(settings))
+    for position, future in admin.delete_records(positions, request_timeout=REQUEST_SECONDS).items():
+        try:
+            future.result()
+        except KafkaException as error:
+            cause = error.args[0].str()
+            raise KafkaRefused(f"letters of {position.topic} at {settings.kafka_bootstrap}: {cause}") from error
+
+
 def _sources(topic: str) -> tuple[str, ...]:
     """Topics whose unusable records go to this dead-letter topic; requests of both kinds share one."""
     source = topic.removesuffix(SUFFIX)
@@ -108,8 +156,9 @@ def _sources(topic: str) -> tuple[str, ...]:
 class Replayer:
     """Sends records back to the partitions they came from; `failed` holds position and cause of what did not arrive."""
 
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
+    def __init__(self, settings: Settings, partitions: Callable[[str], int] | None = None) -> None:
+        """`partitions`: how many a topic has; with it, a record with a key goes to the partition of its key now."""
+        self._partitions = partitions
         self._producer = Producer(
             {
                 **confluent_options(settings),
@@ -134,7 +183,7 @@ class Replayer:
                     record.topic,
                     record.value,
                     record.key,
-                    record.partition,
+                    self._partition(record),
                     headers=[(REPLAY_HEADER, position.encode())],
                     on_delivery=delivered,
                 )
@@ -146,6 +195,11 @@ class Replayer:
             else:
                 self._producer.poll(0)
                 return
+
+    def _partition(self, record: Replayable) -> int:
+        if self._partitions is None or record.key is None:
+            return record.partition
+        return murmur2_partition(record.key, self._partitions(record.topic))
 
     def finish(self) -> None:
         """Wait until every record has arrived or failed (at most 30 seconds after the last)."""

@@ -3,27 +3,31 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Sequence
 from typing import Any, Final
 
 import faust
 
+from agents.batch_intake import AssignedChangelogs
 from agents.kafka_admin import faust_brokers, faust_credentials
 from agents.settings import Settings
-from streams import topics
 from streams.watch import InputRecord, Output
 
 SESSION_TIMEOUT_SECONDS: Final = 10.0
 """A killed worker's partitions move after this long."""
 MAXIMUM_RECORD_BYTES: Final = 4 * 1024 * 1024
 COMMIT_INTERVAL_SECONDS: Final = 1.0
+MAXIMUM_FETCHED: Final = 20_000
+"""Most records taken from a fetch at a time."""
 
 
-def create_app(settings: Settings, name: str, *, finish_before_rebalance: bool = True) -> faust.App:
+def create_app(
+    settings: Settings, name: str, *, finish_before_rebalance: bool = True, standby_replicas: int = 0
+) -> faust.App:
     """A Faust app whose id and consumer group are `name` with the topic prefix.
 
     `finish_before_rebalance`: whether partitions move only after every record in flight is acknowledged; the whole
-    group waits for it.
+    group waits for it. `standby_replicas`: of the partitions of changelogs that are only assigned.
 
     Stock `exactly_once` loses and repeats records (faust-streaming #323, #517), so processing stays at-least-once, made
     exact by the markers inside each state. An agent that fails takes the process down: a worker that looks alive and
@@ -52,6 +56,10 @@ def create_app(settings: Settings, name: str, *, finish_before_rebalance: bool =
         stream_wait_empty=finish_before_rebalance,
         datadir=str(folder),
         store="memory://",
+        TableManager=AssignedChangelogs,
+        table_standby_replicas=standby_replicas,
+        broker_max_poll_records=MAXIMUM_FETCHED,
+        producer_linger=0,
     )
 
 
@@ -130,51 +138,3 @@ async def batches(stream: Any, maximum: int) -> AsyncIterator[list[Any]]:  # noq
             yield batch
     finally:
         reading.cancel()
-
-
-class StateTable:
-    """The per-user table: Faust's recovery and partition ownership, our own durable writes.
-
-    A write through Faust's table only logs a changelog record that failed, so states are written here: changelog first,
-    acknowledged, then the store. This leans on faust-streaming 0.15.3's memory store (`data`, `_key_partition`), which
-    forgets the keys of partitions that moved away.
-    """
-
-    def __init__(self, app: faust.App, settings: Settings, on_recovered: Callable[[], Awaitable[None]]) -> None:
-        self._app = app
-        self._settings = settings
-        self._table: Any = app.Table(
-            "interests",
-            key_type=bytes,
-            value_type=bytes,
-            partitions=settings.partitions,
-            help="per-user interest state, one fixed-layout record each",
-        )
-        self._table.on_recover(on_recovered)
-
-    def __len__(self) -> int:
-        return len(self._table.data.data)
-
-    def read(self, user_id: str) -> bytes | None:
-        """Stored state of a viewer."""
-        value: bytes | None = self._table.data.data.get(user_id.encode())
-        return value
-
-    def users(self, partition: int) -> list[str]:
-        """Ids of the viewers of one partition."""
-        owners = self._table.data._key_partition
-        return [key.decode() for key, owner in owners.items() if owner == partition]
-
-    def values(self, partition: int) -> list[bytes]:
-        """Stored states of one partition."""
-        store = self._table.data
-        return [store.data[key] for key, owner in store._key_partition.items() if owner == partition]
-
-    async def write(self, partition: int, changelog: Sequence[tuple[bytes, bytes]]) -> None:
-        """Store changed states; they are read only once the changelog has acknowledged them."""
-        outputs = [Output(topics.INTERESTS_CHANGELOG, key, value, partition=partition) for key, value in changelog]
-        await produce(self._app, self._settings, outputs)
-        store = self._table.data
-        for key, value in changelog:
-            store.data[key] = value
-            store._key_partition[key] = partition

@@ -116,17 +116,30 @@ def faust_credentials(settings: Settings) -> CredentialsT | None:
 
 
 def topic_ids(settings: Settings, names: Iterable[str]) -> dict[str, str]:
-    """Kafka's id of each topic as its own tools show it, by the names given (without prefix).
+    """As `TopicIds.read`, once."""
+    return TopicIds(settings).read(names)
 
-    A recreated topic has another id.
-    Raises KafkaUnavailable, and KafkaRefused for a topic that does not exist.
-    """
-    wanted = list(names)
-    found = _described(_admin(settings), settings, [prefixed(settings, name) for name in wanted])
-    missing = [prefixed(settings, name) for name in wanted if prefixed(settings, name) not in found]
-    if missing:
-        raise KafkaRefused(f"topic {missing[0]} does not exist at {_address(settings)}; run `personas init`")
-    return {name: _shown_id(found[prefixed(settings, name)].topic_id) for name in wanted}
+
+class TopicIds:
+    """Asks for the ids of topics, as often as needed."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._client: AdminClient | None = None
+
+    def read(self, names: Iterable[str]) -> dict[str, str]:
+        """Kafka's id of each topic as its own tools show it, by the names given (without prefix).
+
+        A recreated topic has another id. Raises KafkaUnavailable, and KafkaRefused for a topic that does not exist.
+        """
+        if self._client is None:
+            self._client = _admin(self._settings)
+        settings, wanted = self._settings, list(names)
+        found = _described(self._client, settings, [prefixed(settings, name) for name in wanted])
+        missing = [prefixed(settings, name) for name in wanted if prefixed(settings, name) not in found]
+        if missing:
+            raise KafkaRefused(f"topic {missing[0]} does not exist at {_address(settings)}; run `personas init`")
+        return {name: _shown_id(found[prefixed(settings, name)].topic_id) for name in wanted}
 
 
 def wait_for_kafka(settings: Settings, wait_seconds: float, waiting: Callable[[str], None] = lambda _: None) -> None:

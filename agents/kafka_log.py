@@ -1,4 +1,7 @@
-"""Plain reads of Kafka logs beside a consumer group: ends, committed offsets, one partition to its end."""
+"""Plain reads of Kafka logs beside a consumer group: ends, committed offsets, one partition to its end.
+
+Of transactions only committed ones are seen, and nothing behind one that is open.
+"""
 
 from __future__ import annotations
 
@@ -110,7 +113,9 @@ class KafkaLog:
     async def _connected(self) -> AIOKafkaConsumer:
         async with self._connecting:
             if self._consumer is None:
-                consumer = AIOKafkaConsumer(**aiokafka_options(self._settings), enable_auto_commit=False)
+                consumer = AIOKafkaConsumer(
+                    **aiokafka_options(self._settings), enable_auto_commit=False, isolation_level="read_committed"
+                )
                 await consumer.start()
                 self._consumer = consumer
             return self._consumer

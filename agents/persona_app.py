@@ -12,6 +12,7 @@ from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any, Final
 
+from agents.batch_intake import with_batch_intake
 from agents.faust_apps import create_app, input_record, is_current, produce, raw_topic
 from agents.page.source import Health
 from agents.persona_writer import PersonaWriter, WriterConfiguration, WriterStopped
@@ -54,6 +55,7 @@ class PersonaApp:
         # A request can wait for the student for hours. A rebalance must not: what is unfinished is given up and read
         # again by the next owner.
         self.app = create_app(settings, topics.PERSONA_APP, finish_before_rebalance=False)
+        with_batch_intake(self.app, settings, {})
         requests = raw_topic(self.app, settings, topics.REFRESH_REQUESTS)
         upgrades = raw_topic(self.app, settings, topics.UPGRADE_REQUESTS)
         self.app.agent(requests, name="requests")(self._requests)

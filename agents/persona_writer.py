@@ -43,6 +43,7 @@ from agents.telemetry import (
 )
 from streams import topics
 from streams.budget import Ticket, priority
+from streams.columns import Headers
 from streams.dead_letters import dead_letter
 from streams.decoding import Rejected, RejectReason, UnreadableRecordError, decode_persona, decode_request, printable
 from streams.personas import (
@@ -60,7 +61,7 @@ from streams.personas import (
 )
 from streams.prompts import Prompt, build_prompt
 from streams.records import Command, Model, Persona, RefreshRequest, Tier, encode, removal_version
-from streams.watch import Headers, InputRecord, Output
+from streams.watch import InputRecord, Output
 from streams.wording import (
     MAXIMUM_INTERESTS,
     MAXIMUM_NOVEL,

@@ -19,14 +19,15 @@ from typing import Final, TypeAlias
 
 from agents.commit import make_durable
 from streams import topics
+from streams.columns import Headers
 from streams.dead_letters import dead_letter
 from streams.decoding import Rejected, decode_control
 from streams.positions import Position, PositionKind, Recorded
 from streams.records import encode
 from streams.registry import Registry
+from streams.state_table import Changes, StateTable
 from streams.watch import (
     Batch,
-    Headers,
     InputRecord,
     Outcome,
     Output,
@@ -129,7 +130,7 @@ class ReplayDriver:
         self._batch_records = batch_records
         self._broker = _Broker()
         self._dying: Step | None = None
-        self._table: dict[bytes, bytes] = {}
+        self._table = StateTable()
         self.outcomes: Counter[Outcome] = Counter()
         self.dead_letters: Counter[str] = Counter()
         self.refused_controls: Counter[str] = Counter()
@@ -209,13 +210,13 @@ class ReplayDriver:
 
     def _start(self) -> None:
         """A worker starts: its table from the changelog, its place from the committed offset."""
-        self._table = dict(self._broker.changelog)
+        self._table = StateTable()
+        self._table.put(list(self._broker.changelog), list(self._broker.changelog.values()))
         self._handler = WatchHandler(
             self._configuration,
             self._partition,
             self._registry_at(self._broker.committed),
-            lambda user_id: self._table.get(user_id.encode()),
-            lambda: [key.decode() for key in self._table],
+            self._table,
         )
         for recorded in self._broker.positions:
             self._handler.schedule.add(recorded)
@@ -236,7 +237,7 @@ class ReplayDriver:
             waiting = broker.events[broker.committed : broker.committed + self._batch_records]
             batch = self._handler.handle(waiting) if waiting else self._handler.handle_due(len(broker.events))
             try:
-                await make_durable(self, self._partition, batch)
+                await make_durable(self, self._partition, batch, self._table.take_changed())
             except _Killed:
                 self._dying = None
                 self._start()
@@ -257,12 +258,15 @@ class ReplayDriver:
         self._die_after(Step.NOTHING)
         self._broker.outputs.extend(outputs)
 
-    async def write_states(self, partition: int, changelog: Sequence[tuple[bytes, bytes]]) -> None:
-        """The changelog, then the table."""
+    async def write_states(self, partition: int, changes: Changes) -> None:
+        """The changelog."""
         self._die_after(Step.NOTHING)
         self._die_after(Step.OUTPUTS)
-        self._broker.changelog.update(changelog)
-        self._table.update(changelog)
+        for key, value in zip(changes.keys, changes.values, strict=True):
+            if value is None:
+                self._broker.changelog.pop(key, None)
+            else:
+                self._broker.changelog[key] = value
 
     async def commit(self, partition: int, next_offset: int) -> None:
         """Move the committed offset."""

@@ -71,6 +71,25 @@ class Settings:
         default=30, metadata={"help": "a persona older than this is refreshed at the next event; 0: never"}
     )
     request_expires_minutes: int = field(default=60, metadata={"help": "a request that waited longer gets a template"})
+    intake: str = field(
+        default="batch", metadata={"help": "how watch events come in: batch (whole fetches) or agent (a Faust agent)"}
+    )
+    state_store: str = field(
+        default="memory", metadata={"help": "where states live beside the changelog: memory, or disk (RocksDB)"}
+    )
+    state_folder: Path = field(default=Path(), metadata={"help": "folder of the disk store; empty: in the data folder"})
+    standby_replicas: int = field(
+        default=0, metadata={"help": "workers beside the owner that keep a partition's disk store warm"}
+    )
+    flush_seconds: float = field(
+        default=1.0, metadata={"help": "how often changed states are written to the changelog, and offsets committed"}
+    )
+    stalled_seconds: float = field(
+        default=60.0, metadata={"help": "events waiting and none applied for so long fails /healthz; 0: never"}
+    )
+    dead_letters_per_minute: int = field(
+        default=1000, metadata={"help": "a worker that dead-letters more stops and says why; 0: no limit"}
+    )
     web_host: str = field(default="127.0.0.1", metadata={"help": "address of the worker's page and health checks"})
     web_port: int = field(default=0, metadata={"help": "port of the worker's page; 0: any free one, printed at start"})
     data_folder: Path = field(

@@ -13,6 +13,8 @@ from agents.settings import Settings
 
 STALL_SECONDS: Final = 15.0
 _READ_AT_ONCE: Final = 500
+_WAIT_SECONDS: Final = 0.05
+"""For the end of a partition to be told, since it comes alone."""
 _PASSING: Final = (KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE)
 """For a moment after a topic was created or a partition moved."""
 
@@ -54,6 +56,16 @@ class TopicReader:
         """The last records of each partition of `topic`: at most `count`. Raises as `read` does."""
         yield from self._read_from(topic, lambda _, low, high: max(low, high - count))
 
+    def read_range(self, topic: str, partition: int, start: int, end: int) -> Iterator[Message]:
+        """The records at offsets start <= offset < end of a partition that has them. Raises as `read` does."""
+        if start < end:
+            yield from self._read_until([TopicPartition(topic, partition, start)], {partition: end})
+
+    def ends(self, topic: str, partition: int) -> tuple[int, int]:
+        """First offset of a partition, and the one that the next record will get. Raises KafkaUnavailable."""
+        low, high = self._ask(self._consumer.get_watermark_offsets, TopicPartition(topic, partition))
+        return int(low), int(high)
+
     def read_one(self, topic: str, partition: int, offset: int) -> Message | None:
         """The record at this position, None if the topic does not hold it (any more)."""
         if partition not in self.partitions(topic):
@@ -90,7 +102,7 @@ class TopicReader:
         self._consumer.assign(starts)
         quiet_since = time.monotonic()
         while ends:
-            messages = self._ask(self._consumer.consume, _READ_AT_ONCE, timeout=0.5)
+            messages = self._ask(self._consumer.consume, _READ_AT_ONCE, timeout=_WAIT_SECONDS)
             for message in messages:
                 partition, error = message.partition(), message.error()
                 if error is not None and error.code() == KafkaError._PARTITION_EOF:

@@ -1,9 +1,14 @@
-"""The watch app: Faust agents that feed watch events and controls to the pure handler.
+"""The watch app: watch events and controls into the pure handler, and what comes of them made durable.
 
     watch-events  ──> handler ──> requests, unknown videos, dead letters ──> changelog ──> offsets
     user-controls ──> a position in the watch partition, recorded first ──> handler
 
-Faust keeps membership, the table and its recovery. Decoding, acknowledgement and the order of writes are ours.
+Outputs carry deterministic ids and states carry the offset that they were last changed by, so whatever a crash leaves
+half done is done again without a trace. Outputs are acknowledged batch by batch; changed states are flushed in one
+transaction now and then, and offsets are committed after it. Events go on meanwhile: a flush writes copies.
+
+Faust keeps membership, partitions and commits. Events come in whole fetches (agents/batch_intake.py), or through a
+Faust agent; decoding, acknowledgement, states and their recovery are ours.
 """
 
 from __future__ import annotations
@@ -11,15 +16,22 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Final
 
-from agents.commit import make_durable
-from agents.faust_apps import StateTable, batches, create_app, input_record, is_current, produce, raw_topic
+from agents.batch_intake import BatchIntake, assign_changelog, standbys, with_batch_intake
+from agents.dead_letter_fuse import DeadLetterFuse
+from agents.faust_apps import batches, create_app, input_record, is_current, produce, raw_topic
+from agents.kafka_admin import KafkaRefused, KafkaUnavailable, TopicIds
 from agents.kafka_log import KafkaLog
+from agents.liveness import Progress, measure
 from agents.page.source import Health
-from agents.settings import Settings
+from agents.partition import Kept, PartitionStates, Place
+from agents.settings import Settings, SettingsError
+from agents.standby import Standby
 from agents.telemetry import (
     CONTROLS,
     DEAD_LETTERS,
@@ -30,19 +42,26 @@ from agents.telemetry import (
     Telemetry,
 )
 from streams import topics
+from streams.columns import Record
 from streams.dead_letters import dead_letter
 from streams.decoding import Rejected, decode_control
 from streams.positions import Position, PositionKind, Recorded, decode_position, encode_position
 from streams.records import encode
 from streams.registry import Registry
+from streams.state import from_values
 from streams.topics import DAY_MS
-from streams.watch import Batch, InputRecord, Output, WatchConfiguration, WatchHandler, highest_markers
+from streams.watch import Batch, InputRecord, Output, WatchConfiguration, WatchHandler, highest_marker
 
 BATCH_RECORDS: Final = 1000
+"""Most records that the agent intake hands over together."""
 RENEW_MS: Final = 14 * DAY_MS
 """Age from which the record of the registry in force is written again: half the retention of positions."""
 QUIET_SECONDS: Final = 1.0
 """How often positions are looked for that no watch event brings about."""
+SWEEP_SECONDS: Final = 3600.0
+"""How often viewers are looked for who were away for long."""
+BATCH, AGENT = "batch", "agent"
+MEMORY, DISK = "memory", "disk"
 
 logger = logging.getLogger(__name__)
 
@@ -51,8 +70,25 @@ class WorkerError(RuntimeError):
     """The worker cannot go on without an operator; the message says what to do."""
 
 
+@dataclass(slots=True)
+class _Owned:
+    """A partition that is open. next_offset: first one not handled, or whose outputs are not acknowledged.
+
+    flushed: first offset whose states are not in the changelog; generation: of the group, under which it was opened;
+    waiting: Faust's events that wait for a flush, in the agent intake.
+    """
+
+    handler: WatchHandler
+    states: PartitionStates
+    next_offset: int
+    flushed: int
+    generation: int
+    flushing: asyncio.Lock = field(default_factory=asyncio.Lock)
+    waiting: deque[Any] = field(default_factory=deque)
+
+
 class WatchApp:
-    """One worker's share of the watch partitions. `app` is the Faust app to start."""
+    """One worker's share of the watch partitions. Make it inside the running loop; `app` is the Faust app to start."""
 
     def __init__(
         self,
@@ -62,26 +98,59 @@ class WatchApp:
         telemetry: Telemetry,
         topic_ids: dict[str, str],
     ) -> None:
-        """`registry` is the version to adopt; `topic_ids` maps unprefixed topic names to Kafka's ids."""
+        """`registry` is the version to adopt; `topic_ids` maps unprefixed topic names to Kafka's ids.
+
+        Raises SettingsError for an intake or a store that there is not.
+        """
         self._settings = settings
         self._configuration = configuration
         self._registry = registry
         self._telemetry = telemetry
+        self._topic_ids = topic_ids
         self._controls_id = topic_ids[topics.USER_CONTROLS]
-        self._handlers: dict[int, WatchHandler] = {}
-        self._next_offsets: dict[int, int] = {}
+        self._watch_id = topic_ids[topics.WATCH_EVENTS]
+        self._admin = TopicIds(settings)
+        _check("PERSONAS_INTAKE", settings.intake, BATCH, AGENT)
+        _check("PERSONAS_STATE_STORE", settings.state_store, MEMORY, DISK)
+        self._owned: dict[int, _Owned] = {}
+        self._kept: dict[int, Kept] = {}
+        self._failed: list[_Owned] = []
         self._locks: dict[int, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._log = KafkaLog(settings)
-        self.recovered = False
-        self.app = create_app(settings, topics.WATCH_APP)
         self._watch_topic = settings.topic_prefix + topics.WATCH_EVENTS
-        self._table = StateTable(self.app, settings, self._on_recovered)
-        self.app.agent(raw_topic(self.app, settings, topics.WATCH_EVENTS), name="watch")(self._watch)
+        self._changelog = settings.topic_prefix + topics.INTERESTS_CHANGELOG
+        self._fuse = DeadLetterFuse(self._watch_topic, settings.dead_letters_per_minute)
+        self._progress = Progress(self._watch_topic, settings.stalled_seconds)
+        self._standby = self._create_standby()
+        self._following = False
+        self._assigned: frozenset[int] | None = None
+        self._moved = asyncio.Event()
+        self.app = create_app(settings, topics.WATCH_APP, standby_replicas=settings.standby_replicas)
+        assign_changelog(self.app, self._changelog)
+        batch = settings.intake == BATCH
+        handlers = {self._watch_topic: self._handle_batch} if batch else {}
+        self._intake: BatchIntake = with_batch_intake(self.app, settings, handlers, flush=self._flush_all)
+        if not batch:
+            self.app.agent(raw_topic(self.app, settings, topics.WATCH_EVENTS), name="watch")(self._watch)
         self.app.agent(raw_topic(self.app, settings, topics.USER_CONTROLS), name="controls")(self._controls)
-        self.app.task(self._apply_quiet_positions)
+        for task in (
+            self._follow,
+            self._open_and_apply_quiet,
+            self._flush_regularly,
+            self._measure_lag,
+            self._free_aged,
+        ):
+            self.app.task(task)
         self.app.on_partitions_revoked.connect(self._on_revoked)
+        self.app.on_partitions_assigned.connect(self._on_assigned)
 
-    # Agents: thin loops
+    # Intakes: thin loops
+
+    async def _handle_batch(self, partition: int, records: Sequence[Record]) -> None:
+        generation = self._intake.generation
+        async with self._locks[partition]:
+            if self._intake.is_current(self._watch_topic, partition, generation):
+                await self._handle(partition, records)
 
     async def _watch(self, stream: Any) -> None:  # noqa: ANN401
         async for events in batches(stream, BATCH_RECORDS):
@@ -89,7 +158,15 @@ class WatchApp:
             for event in events:
                 by_partition[event.message.partition].append(event)
             for partition, group in by_partition.items():
-                await self._handle(partition, group)
+                await self._handle_events(partition, group)
+
+    async def _handle_events(self, partition: int, events: Sequence[Any]) -> None:
+        async with self._locks[partition]:
+            current = [event for event in events if is_current(self.app, event.message)]
+            if not current:
+                return
+            await self._handle(partition, [input_record(event.message) for event in current])
+            self._owned[partition].waiting.extend(current)
 
     async def _controls(self, stream: Any) -> None:  # noqa: ANN401
         async for event in stream.noack().events():
@@ -99,76 +176,86 @@ class WatchApp:
                     await self._place(message.partition, input_record(message))
                     event.ack()
 
-    async def _handle(self, partition: int, events: Sequence[Any]) -> None:
-        async with self._locks[partition]:
-            current = [event for event in events if is_current(self.app, event.message)]
-            if not current:
-                return
-            handler = await self._handler(partition)
-            records = await self._without_gaps(partition, [input_record(event.message) for event in current])
-            batch = handler.handle(records)
-            await self._make_durable(partition, batch)
-            for event in current:
-                event.ack()
+    # Outputs, then states, then offsets
 
-    async def _without_gaps(self, partition: int, records: Sequence[InputRecord]) -> list[InputRecord]:
-        """The records, with those of the log that the consumer left out between them.
+    async def _handle(self, partition: int, records: Sequence[Record]) -> None:
+        """Apply records and make what they put out durable. Call it with the partition's lock."""
+        owned = await self._open(partition)
+        await self._apply(owned, lambda: owned.handler.handle(records), records[0].offset)
 
-        A gap is mostly a transaction marker. But a record was seen to be missing from what Faust's consumer handed over
-        after the broker had not answered for a while, and Faust commits past it.
-        """
-        complete: list[InputRecord] = []
-        expected = self._next_offsets[partition]
-        for record in records:
-            if record.offset > expected:
-                async for found in self._log.read(topics.WATCH_EVENTS, partition, expected, record.offset):
-                    logger.warning("watch partition %d: offset %d was read from the log", partition, found.offset)
-                    headers = tuple((name, value or b"") for name, value in found.headers)
-                    complete.append(InputRecord(found.offset, found.key, found.value, found.timestamp, headers))
-            complete.append(record)
-            expected = max(expected, record.offset + 1)
-        return complete
-
-    # Durability: `Transport` of agents/commit.py, one object per partition's batch
-
-    async def _make_durable(self, partition: int, batch: Batch) -> None:
-        started = time.perf_counter()
-        await make_durable(_FaustTransport(self), partition, batch)
-        self._telemetry.observe(FLUSH_SECONDS, time.perf_counter() - started, "batch")
+    async def _apply(self, owned: _Owned, work: Callable[[], Batch], offset: int) -> None:
+        """Do what changes states, from this offset on, and await its outputs."""
+        partition = owned.handler.partition
+        try:
+            batch = work()
+            self._fuse.add(batch.dead_letters, partition, offset)
+            await self.produce(batch.outputs)
+        except BaseException:
+            # The states are ahead of what was put out now: they must never be flushed.
+            self._failed.append(self._owned.pop(partition))
+            raise
+        owned.next_offset = max(owned.next_offset, batch.next_offset)
         self._measure(batch)
 
     async def produce(self, outputs: Sequence[Output]) -> None:
         """Send outputs and await their acknowledgements."""
-        await produce(self.app, self._settings, [self._traced(output) for output in outputs])
+        if outputs:
+            await produce(self.app, self._settings, [self._traced(output) for output in outputs])
 
-    async def write_states(self, partition: int, changelog: Sequence[tuple[bytes, bytes]]) -> None:
-        """Changelog, acknowledged; then the table."""
-        await self._table.write(partition, changelog)
+    async def _flush(self, partition: int) -> None:
+        """Write what changed, then let the offsets that it covers be committed."""
+        owned = self._owned.get(partition)
+        if owned is None:
+            return
+        async with owned.flushing:
+            async with self._locks[partition]:  # between batches, so that the outputs of all that changed are durable
+                changes, covered = owned.states.table.take_changed(), owned.next_offset
+            if not changes and covered == owned.flushed:
+                return
+            started = time.perf_counter()
+            if changes:
+                await owned.states.write(changes, covered)
+            self._progress.applied(partition, covered - owned.flushed or len(changes))
+            owned.flushed = covered
+            self._intake.acknowledge(self._watch_topic, partition, covered, owned.generation)
+            while owned.waiting and owned.waiting[0].message.offset < covered:
+                owned.waiting.popleft().ack()
+            self._telemetry.observe(FLUSH_SECONDS, time.perf_counter() - started, "batch")
 
-    def advance(self, partition: int, next_offset: int) -> None:
-        """Remember how far a partition was handled; the caller acknowledges its records."""
-        self._next_offsets[partition] = max(next_offset, self._next_offsets.get(partition, 0))
+    async def _flush_all(self) -> None:
+        if self._owned:
+            await self._refuse_another_log()
+            await asyncio.gather(*(self._flush(partition) for partition in list(self._owned)))
+
+    async def _flush_regularly(self) -> None:
+        while not self.app.should_stop:
+            await self.app.sleep(self._settings.flush_seconds)
+            await self._flush_all()
 
     # Controls and positions
 
     async def _place(self, partition: int, record: InputRecord) -> None:
         """Give a control its position: recorded durably, then scheduled, then applied where it is due."""
-        handler = await self._handler(partition)
-        if handler.schedule.recorded(self._controls_id, record.offset):
+        owned = await self._open(partition)
+        if owned.handler.schedule.recorded(self._controls_id, record.offset):
             return
         end = await self._log.end(topics.WATCH_EVENTS, partition)
         if topics.BOOTSTRAP_END_HEADER in record.headers:
-            item = Position(PositionKind.BOOTSTRAP_END, end, self._controls_id, record.offset)
+            item = Position(
+                PositionKind.BOOTSTRAP_END, end, self._controls_id, record.offset, watch_topic=self._watch_id
+            )
         else:
             decoded = decode_control(record.value, record.key, append_time=record.timestamp)
             if isinstance(decoded, Rejected):
                 await self._reject_control(partition, record, decoded)
                 return
             control = decoded.record
-            item = Position(PositionKind.CONTROL, end, self._controls_id, record.offset, control)
-        await self._record(handler, item)
+            item = Position(
+                PositionKind.CONTROL, end, self._controls_id, record.offset, control, watch_topic=self._watch_id
+            )
+        await self._record(owned.handler, item)
         self._telemetry.count(CONTROLS, 1, str(item.control.kind if item.control else item.kind))
-        await self._apply_due(handler)
+        await self._apply_due(owned)
 
     async def _record(self, handler: WatchHandler, item: Position) -> None:
         producer = await self.app.maybe_start_producer()
@@ -184,71 +271,90 @@ class WatchApp:
         await self.produce([Output(topics.dead_letters_of(topics.USER_CONTROLS), key, encode(letter))])
         self._telemetry.count(DEAD_LETTERS, 1, topics.USER_CONTROLS, rejected.reason)
 
-    async def _apply_due(self, handler: WatchHandler) -> None:
-        next_offset = self._next_offsets[handler.partition]
-        waiting = handler.schedule.waiting()
-        if waiting is None or waiting > next_offset:
-            return
-        await self._make_durable(handler.partition, handler.handle_due(next_offset))
+    async def _apply_due(self, owned: _Owned) -> None:
+        waiting = owned.handler.schedule.waiting()
+        if waiting is not None and waiting <= owned.next_offset:
+            await self._apply(owned, lambda: owned.handler.handle_due(owned.next_offset), owned.next_offset)
 
-    async def _apply_quiet_positions(self) -> None:
+    async def _open_and_apply_quiet(self) -> None:
         """Open assigned partitions, and apply positions behind which no record follows.
 
         Offsets can have gaps (transaction markers), so a position is also due when the log holds nothing before it.
         """
         while not self.app.should_stop:
-            await self.app.sleep(QUIET_SECONDS)
-            if not self.recovered:
-                continue
-            for tp in sorted(self.app.consumer.assignment()):
-                if tp.topic != self._watch_topic:
-                    continue
-                async with self._locks[tp.partition]:
-                    if tp in self.app.consumer.assignment() and self.recovered:
-                        handler = await self._handler(tp.partition)
-                        await self._skip_gap(handler)
-                        await self._apply_due(handler)
+            await asyncio.gather(*(self._open_and_apply(partition) for partition in sorted(self._assigned or ())))
+            if self._standby is not None and self._following and self._assigned is not None:
+                await self._standby.assign(standbys(self.app, self._changelog) - self._assigned)
+            self._moved.clear()
+            await self.app.wait_for_stopped(self._moved.wait(), timeout=QUIET_SECONDS)
 
-    async def _skip_gap(self, handler: WatchHandler) -> None:
+    async def _open_and_apply(self, partition: int) -> None:
+        async with self._locks[partition]:
+            if partition in (self._assigned or ()):
+                owned = await self._open(partition)
+                await self._skip_gap(owned)
+                await self._apply_due(owned)
+
+    async def _skip_gap(self, owned: _Owned) -> None:
         """Pass over offsets before a waiting position at which the log holds nothing."""
-        waiting, next_offset = handler.schedule.waiting(), self._next_offsets[handler.partition]
+        waiting, next_offset = owned.handler.schedule.waiting(), owned.next_offset
         if waiting is None or waiting <= next_offset:
             return
-        if await self._log.is_empty(topics.WATCH_EVENTS, handler.partition, next_offset, waiting):
-            self.advance(handler.partition, waiting)
+        if await self._log.is_empty(topics.WATCH_EVENTS, owned.handler.partition, next_offset, waiting):
+            owned.next_offset = max(owned.next_offset, waiting)
 
     # Partitions
 
-    async def _handler(self, partition: int) -> WatchHandler:
-        """The partition's handler; on first use after an assignment its positions are read to their end."""
-        handler = self._handlers.get(partition)
-        if handler is not None:
-            return handler
+    async def _open(self, partition: int) -> _Owned:
+        """The partition; on first use after an assignment its states are recovered and its positions read."""
+        owned = self._owned.get(partition)
+        if owned is not None:
+            return owned
+        generation = self._intake.generation
+        if self._standby is not None:
+            await self._standby.release(partition)
+        states = PartitionStates(self._settings, self._place_of(partition), self._configuration)
+        try:
+            await states.open(
+                self._kept.pop(partition, None), lambda offset: self._progress.recovering(partition, offset)
+            )
+            owned = await self._with_positions(partition, states, generation)
+        except BaseException:
+            await states.close()
+            raise
+        self._owned[partition] = owned
+        logger.info(
+            "watch partition %d opened at offset %d, %d viewers in memory",
+            partition,
+            owned.next_offset,
+            len(states.table),
+        )
+        await self._apply_due(owned)
+        return owned
+
+    async def _with_positions(self, partition: int, states: PartitionStates, generation: int) -> _Owned:
+        await self._refuse_another_log()
         start = await self._log.committed(self.app.conf.id, topics.WATCH_EVENTS, partition)
         end = await self._log.end(topics.WATCH_EVENTS, partition)
-        self._refuse_truncated_log(partition, end)
+        self._refuse_truncated_log(partition, states.highest_watch_offset, end)
         log = [record async for record in self._log.read(topics.WATCH_POSITIONS, partition)]
         recorded = [Recorded(record.offset, decode_position(record.value)) for record in log]
+        present = [item for item in recorded if item.item.watch_topic in ("", self._watch_id)]
         in_force = [
             item.item.registry_version
             for item in recorded
-            if item.item.kind is PositionKind.REGISTRY and item.item.position < start
+            if item.item.kind is PositionKind.REGISTRY and (item not in present or item.item.position < start)
         ]
         registry = self._configuration.registry_of(in_force[-1] or 0) if in_force else self._registry
-        handler = WatchHandler(
-            self._configuration, partition, registry, self._table.read, lambda: self._table.users(partition)
-        )
+        handler = WatchHandler(self._configuration, partition, registry, states.table, states.keys)
         for item in recorded:
-            handler.schedule.add(item)
+            handler.schedule.add(item) if item in present else handler.schedule.note(item.item)
         handler.schedule.skip(start)
         adopted = [item for item in recorded if item.item.kind is PositionKind.REGISTRY]
         times = {record.offset: record.timestamp for record in log}
         renewed = time.time() * 1000 - times[adopted[-1].offset] < RENEW_MS if adopted else False
         await self._adopt_registry(handler, [item.item for item in adopted], start, end, renewed=renewed)
-        self._handlers[partition], self._next_offsets[partition] = handler, start
-        logger.info("watch partition %d opened at offset %d", partition, start)
-        await self._apply_due(handler)
-        return handler
+        return _Owned(handler, states, next_offset=start, flushed=start, generation=generation)
 
     async def _adopt_registry(
         self, handler: WatchHandler, adopted: Sequence[Position], start: int, end: int, *, renewed: bool
@@ -277,39 +383,134 @@ class WatchApp:
         if adopted and latest == own.version and renewed:
             return
         position = end if adopted else start
-        item = Position(PositionKind.REGISTRY, position, registry_version=own.version, registry_lineage=own.lineage)
+        item = Position(
+            PositionKind.REGISTRY,
+            position,
+            registry_version=own.version,
+            registry_lineage=own.lineage,
+            watch_topic=self._watch_id,
+        )
         await self._record(handler, item)
 
-    def _refuse_truncated_log(self, partition: int, end: int) -> None:
-        highest = highest_markers(self._table.values(partition), self._configuration.topic_id).get(partition, -1)
+    async def _refuse_another_log(self) -> None:
+        """End the worker if its topic was made anew: offsets and markers of one log say nothing about another."""
+        while True:
+            try:
+                found = await asyncio.to_thread(self._admin.read, [topics.WATCH_EVENTS])
+            except KafkaUnavailable as error:
+                logger.warning("the id of topic %s is not known: %s", self._watch_topic, error)
+                continue
+            except KafkaRefused as error:
+                raise WorkerError(str(error)) from error
+            if found[topics.WATCH_EVENTS] != self._watch_id:
+                raise WorkerError(
+                    f"topic {self._watch_topic} was made anew; restarted, the worker counts from its start"
+                )
+            return
+
+    def _refuse_truncated_log(self, partition: int, highest: int, end: int) -> None:
         if highest >= end:
             raise WorkerError(
                 f"{self._watch_topic} partition {partition} ends at offset {end}, but events up to {highest} were "
                 "counted: the log was truncated. Restore it, or delete the interests changelog to count anew."
             )
 
-    async def _on_revoked(self, *arguments: Any, **_: Any) -> None:  # noqa: ANN401
-        """Let a batch under way finish, then forget the handlers: the next owner opens them from durable state."""
-        self.recovered = False
-        revoked: Iterable[Any] = arguments[-1]
-        for tp in revoked:
-            async with self._locks[tp.partition]:
-                self._handlers.pop(tp.partition, None)
+    def _place_of(self, partition: int) -> Place:
+        return Place(
+            partition,
+            self._watch_id,
+            self._topic_ids[topics.INTERESTS_CHANGELOG],
+            self._folder_of(partition) if self._settings.state_store == DISK else None,
+        )
 
-    async def _on_recovered(self) -> None:
-        for partition in list(self._handlers):
-            async with self._locks[partition]:
-                self._handlers.pop(partition, None)
-        self.recovered = True
-        logger.info("interest table recovered: %d viewers", len(self._table))
+    def _folder_of(self, partition: int) -> Path:
+        settings = self._settings
+        folder = settings.data_folder / "state" if settings.state_folder == Path() else settings.state_folder
+        return folder / f"{settings.topic_prefix}{topics.WATCH_APP}" / str(partition)
+
+    def _create_standby(self) -> Standby | None:
+        if self._settings.state_store != DISK or self._settings.standby_replicas == 0:
+            return None
+        return Standby(
+            self._settings,
+            self._folder_of,
+            self._topic_ids[topics.INTERESTS_CHANGELOG],
+            self._watch_id,
+            self._marker_among,
+        )
+
+    async def _on_assigned(self, *arguments: Any, **_: Any) -> None:  # noqa: ANN401
+        assigned: Iterable[Any] = arguments[-1]
+        self._assigned = frozenset(tp.partition for tp in assigned if tp.topic == self._watch_topic)
+        self._kept = {partition: kept for partition, kept in self._kept.items() if partition in self._assigned}
+        self._progress.assigned(self._assigned)
+        self._moved.set()
+
+    async def _on_revoked(self, *_: Any, **__: Any) -> None:  # noqa: ANN401
+        """Let go of every partition: a rebalance gives all of them anew. What memory holds is kept in case."""
+        self._assigned = None
+        self._progress.assigned(())
+        for partition, owned in list(self._owned.items()):
+            async with owned.flushing, self._locks[partition]:
+                kept = await owned.states.close() if self._owned.pop(partition, None) is owned else None
+            if kept is not None:
+                self._kept[partition] = kept
+
+    # Watching over it all
+
+    async def _follow(self) -> None:
+        """Keep the stores warm of which this worker is a standby."""
+        if self._standby is not None:
+            await self._standby.start()
+            self._following = True
+            await self._standby.run()
+
+    async def _measure_lag(self) -> None:
+        while not self.app.should_stop:
+            await self.app.sleep(self._progress.pause)
+            await measure(self._progress, self._log, topics.WATCH_EVENTS, self._flushed)
+
+    def _flushed(self, partition: int) -> int | None:
+        owned = self._owned.get(partition)
+        return None if owned is None else owned.flushed
+
+    async def _free_aged(self) -> None:
+        """Free what is held of viewers who were away for long. It changes no decision: see streams/ageing.py."""
+        while not self.app.should_stop:
+            await self.app.sleep(SWEEP_SECONDS)
+            for partition in list(self._owned):
+                await self._free_aged_of(partition)
+
+    async def _free_aged_of(self, partition: int) -> None:
+        async with self._locks[partition]:
+            owned = self._owned.get(partition)
+            if owned is None:
+                return
+            clock, settled = owned.states.newest_event(), owned.flushed
+            await owned.states.find_aged(clock, settled)
+            told = owned.states.free_aged(clock, settled)
+            await self._apply(owned, lambda: Batch(outputs=told, next_offset=owned.next_offset), owned.next_offset)
+
+    def stalled(self) -> str | None:
+        """What stands still although events wait, for the liveness probe; None while the worker gets on."""
+        return self._progress.stalled()
 
     async def health(self) -> Health:
-        """Down until the table is recovered, and again while partitions move."""
-        return Health.OK if self.recovered else Health.DOWN
+        """Down until every assigned partition is recovered, and again while partitions move."""
+        open_all = self._assigned is not None and self._assigned <= self._owned.keys()
+        return Health.OK if open_all else Health.DOWN
 
     async def close(self) -> None:
-        """Close the plain reader; call after the Faust app has stopped."""
+        """Close what is left open; call after the Faust app has stopped."""
+        if self._standby is not None:
+            await self._standby.close()
+        for owned in (*self._failed, *self._owned.values()):
+            await owned.states.close()
         await self._log.close()
+
+    def _marker_among(self, values: Sequence[bytes | None]) -> int:
+        states = from_values([value for value in values if value is not None])
+        return highest_marker(states, self._configuration.topic_id)
 
     # Telemetry
 
@@ -333,13 +534,6 @@ class WatchApp:
         self._telemetry.count(UNKNOWN_VIDEOS, unknown)
 
 
-class _FaustTransport:
-    """`Transport` over one WatchApp."""
-
-    def __init__(self, owner: WatchApp) -> None:
-        self.produce = owner.produce
-        self.write_states = owner.write_states
-        self._advance: Callable[[int, int], None] = owner.advance
-
-    async def commit(self, partition: int, next_offset: int) -> None:
-        self._advance(partition, next_offset)
+def _check(name: str, value: str, *choices: str) -> None:
+    if value not in choices:
+        raise SettingsError(f"{name}={value} must be {' or '.join(choices)}")

@@ -16,6 +16,7 @@ from typing import Any, Final
 import orjson
 
 from agents.artefacts import load_configuration, load_current_registry
+from agents.compiled import worker_kernel
 from agents.kafka_admin import KafkaRefused, KafkaUnavailable, topic_ids, verify_topics
 from agents.page.kafka import KafkaPageSource
 from agents.page.server import create_page, serve_page
@@ -85,6 +86,7 @@ class _Parts:
         """`ending` is set when an app crashes, also while another part is still being waited for."""
         self.apps: list[Any] = []
         self.health: dict[str, Callable[[], Awaitable[Health]]] = {}
+        self.stalled: Callable[[], str | None] = lambda: None
         self._ending = ending
         self._stops: dict[str, Callable[[], Awaitable[Any]]] = {}
 
@@ -128,14 +130,16 @@ async def _start(
 
 
 async def _start_watch(clients: AsyncExitStack, parts: _Parts, settings: Settings, telemetry: Telemetry) -> None:
-    names = [topics.WATCH_EVENTS, topics.USER_CONTROLS, topics.WATCH_POSITIONS]
+    names = [topics.WATCH_EVENTS, topics.USER_CONTROLS, topics.WATCH_POSITIONS, topics.INTERESTS_CHANGELOG]
     ids = await asyncio.to_thread(topic_ids, settings, names)
-    configuration, registry = load_configuration(settings, ids)
+    kernel = await asyncio.to_thread(worker_kernel, settings.data_folder / "kernel")
+    configuration, registry = load_configuration(settings, ids, kernel=kernel)
     logger.info("registry version %d, thresholds %s", registry.version, configuration.thresholds.name)
     watch = WatchApp(settings, configuration, registry, telemetry, ids)
     clients.push_async_callback(watch.close)
     parts.add("watch app", watch.app.stop)
     await watch.app.start()
+    parts.stalled = watch.stalled
     parts.add_app("watch app", watch.app, watch.health)
 
 
@@ -150,7 +154,10 @@ async def _serve(
         shared = await source.health()
         return {**shared, **dict(zip(parts.health, await own, strict=True))}
 
-    site = create_page(source, alive=lambda: not any(app.crashed for app in parts.apps), ready=ready)
+    def alive() -> bool:
+        return not any(app.crashed for app in parts.apps)
+
+    site = create_page(source, alive=alive, stalled=parts.stalled, ready=ready)
     running = await serve_page(site, settings.web_host, settings.web_port)
     parts.add("page", running.stop)
     logger.info("page at %s", running.url)

@@ -45,8 +45,9 @@ from agents.clusters.catalogue import CatalogueError, read_field
 from agents.clusters.files import load_registry
 from agents.compiled import empty_states, kernel
 from agents.settings import Settings
+from streams.counting import QUALIFYING_WEIGHT
 from streams.decoding import LATEST_TS, Rejected, decode_event
-from streams.interests import QUALIFYING_WEIGHT, watch_weight
+from streams.interests import watch_weight
 from streams.mixture import Model
 from streams.prequential import Rule
 from streams.records import Traffic

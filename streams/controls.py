@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
+from streams.counting import retract
 from streams.identifiers import video_key
-from streams.interests import retract
 from streams.mixture import Model, seat
 from streams.records import Command, ControlKind, UserControl
-from streams.state import EMPTY, HIDDEN, OPTED_OUT, PINNED, State, members, reset
+from streams.state import EMPTY, HIDDEN, OPTED_OUT, PINNED, UNIT, State, members, reset, slot_of
 
 
 def apply_control(state: State, control: UserControl, model: Model) -> tuple[State, Command | None]:
@@ -65,9 +65,10 @@ def _forget_video(state: State, video: int, model: Model) -> None:
     """Take back the video's watches among the last events, and every place where it is evidence."""
     for i in range(int(state["ring_used"])):
         if int(state["ring_video"][i]) == video and int(state["ring_cluster"][i]) >= 0:
-            counted, drawn = float(state["ring_counted"][i]), float(state["ring_draw"][i])
-            cluster, restarts = int(state["ring_cluster"][i]), int(state["ring_restarts"][i])
-            retract(state, cluster, counted, drawn, restarts, int(state["ring_ts"][i]), model)
+            counted, drawn = int(state["ring_counted"][i]) * UNIT, int(state["ring_draw"][i]) * UNIT
+            slot, restarts = slot_of(state, int(state["ring_cluster"][i])), int(state["ring_restarts"][i])
+            if slot >= 0:
+                retract(state, slot, counted, drawn, restarts, int(state["ring_ts"][i]) * 1000, model)
             # The weight stays, so that a later heartbeat of the same playback adds only what is new.
             state["ring_counted"][i] = 0
             state["ring_draw"][i] = 0

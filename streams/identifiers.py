@@ -42,15 +42,15 @@ def interest_id(user_id: str, epoch: int, cluster_id: int) -> str:
     return _hashed("interest", user_id, str(epoch), str(cluster_id), digest_size=8).hex()
 
 
-def event_key(event: WatchEvent) -> int:
-    """Identity of an event among those of its viewer: unsigned 64 bit and never 0, for the duplicate check.
+def event_text(event: WatchEvent) -> str:
+    """What an event is known by among those of its viewer, for the duplicate check; the state holds its hash.
 
     The producer's `event_id` decides where there is one. Otherwise two events are the same when the video,
     the time, the action, the watched amounts and the playback are.
     """
     if event.event_id is not None:
-        return _key("event", event.event_id)
-    return _key(
+        return framed("event", event.event_id)
+    return framed(
         "facts",
         event.video_id,
         str(event.ts),
@@ -62,15 +62,24 @@ def event_key(event: WatchEvent) -> int:
     )
 
 
-def playback_key(event: WatchEvent) -> int | None:
-    """Identity of the playback an event is a heartbeat of: unsigned 64 bit, never 0; None without a playback
-    id.
+def playback_text(event: WatchEvent) -> str | None:
+    """What the playback that an event is a heartbeat of is known by; None without a playback id.
 
     The video is part of it: a player that reuses its playback id for the next video does not merge the two.
     """
     if event.playback_id is None:
         return None
-    return _key("playback", event.playback_id, event.video_id)
+    return framed("playback", event.playback_id, event.video_id)
+
+
+def framed(*fields: str) -> str:
+    """The fields in one text, each behind its length, so that no choice of text in one can imitate another."""
+    return "".join([f"{len(field)}:{field}" for field in fields])
+
+
+def text_digest(text: str) -> bytes:
+    """8 bytes, little-endian, that stand for a text within one viewer's state."""
+    return blake2b(text.encode(), digest_size=8).digest()
 
 
 def content_hash(content: bytes) -> str:
@@ -103,10 +112,5 @@ def _murmur2(data: bytes) -> int:
     return value ^ value >> 15
 
 
-def _key(*fields: str) -> int:
-    return int.from_bytes(_hashed(*fields, digest_size=8), "little") or 1
-
-
 def _hashed(*fields: str, digest_size: int) -> bytes:
-    framed = "".join([f"{len(field)}:{field}" for field in fields])
-    return blake2b(framed.encode(), digest_size=digest_size).digest()
+    return blake2b(framed(*fields).encode(), digest_size=digest_size).digest()

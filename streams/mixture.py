@@ -267,6 +267,12 @@ def divergence_from_reference(state: Record, shares: Floats, rest: float, priors
     return min(1.0, max(0.0, total / LN2))
 
 
+def survey(state: Record, model: Model) -> tuple[Floats, float, float, float]:
+    """The estimate as `estimate` gives it, the fresh draws behind it, and its divergence from the reference in bits."""
+    shares, rest = estimate(state, model)
+    return shares, rest, fresh_draws(state), divergence_from_reference(state, shares, rest, model.priors)
+
+
 def accumulate(state: Record, stride: int, memory: float, model: Model) -> float:
     """Add `stride` watches of squared regret to the state; returns the divergence in bits."""
     shares, rest = estimate(state, model)

@@ -33,7 +33,8 @@ class Position:
     """Something that takes effect before the watch record at offset `position`.
 
     source_topic/source_offset: the control record it came from (its topic's id), or "" and -1. registry_lineage:
-    cluster ids of two registries mean the same only if it is equal.
+    cluster ids of two registries mean the same only if it is equal. watch_topic: id of the topic that it is a position
+    in; "" where only one is known.
     """
 
     kind: PositionKind
@@ -43,6 +44,7 @@ class Position:
     control: UserControl | None = None
     registry_version: int | None = None
     registry_lineage: str = ""
+    watch_topic: str = ""
     schema_version: int = SCHEMA_VERSION
 
 
@@ -88,15 +90,24 @@ class Schedule:
     def add(self, recorded: Recorded) -> bool:
         """Append a recorded item; returns False for one that was recorded before (a control read twice)."""
         item = recorded.item
-        if item.source_offset >= 0:
-            if item.source_offset <= self._last_source.get(item.source_topic, -1):
-                return False
-            self._last_source[item.source_topic] = item.source_offset
+        if not self.note(item):
+            return False
         self._latest = max(self._latest, item.position)
         if item.position != self._latest:
             values = {name: getattr(item, name) for name in Position.__dataclass_fields__}
             recorded = Recorded(recorded.offset, Position(**{**values, "position": self._latest}))
         self._items.append(recorded)
+        return True
+
+    def note(self, item: Position) -> bool:
+        """Remember where a position came from, without scheduling it: one in another topic, which is past.
+
+        False if it was recorded before.
+        """
+        if item.source_offset >= 0:
+            if item.source_offset <= self._last_source.get(item.source_topic, -1):
+                return False
+            self._last_source[item.source_topic] = item.source_offset
         return True
 
     def recorded(self, source_topic: str, source_offset: int) -> bool:

@@ -7,13 +7,14 @@ viewer's watches, and stays until it falls below two thirds of either.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import islice
 from typing import Final
-
-import numpy as np
 
 from streams.identifiers import interest_id
 from streams.interests import Distribution
-from streams.mixture import Model
 from streams.records import (
     Audience,
     Basis,
@@ -26,7 +27,7 @@ from streams.records import (
     NovelCandidate,
 )
 from streams.registry import ClusterCard, Registry
-from streams.state import EMPTY, EVIDENCE, SLOTS, STATED, State, members
+from streams.state import EMPTY, STATED, State, members
 from streams.trigger import Fired, Policy, Thresholds, distance
 
 MAXIMUM_INTERESTS: Final = STATED
@@ -44,6 +45,7 @@ MATURE_AFTER: Final = 80
 MINIMUM_SIMILARITY: Final = 0.15
 PINNED_SHARE: Final = 0.05
 """A pinned interest leads to novel topics as if it had at least this share."""
+REMEMBERED_VIDEOS: Final = 500_000
 MOVED: Final = 0.03
 """Change of share from which an interest is named as risen or fallen."""
 
@@ -55,12 +57,11 @@ def build_context(
     registry: Registry,
     fired: Fired,
     policy: Policy,
-    model: Model,
     thresholds: Thresholds,
 ) -> Context:
     """Choose what the persona will state and explain why it was asked for. Marks the chosen slots in the state."""
     avoid = _avoided(state)
-    explanation = explain(state, shares, registry, fired, model, thresholds, avoid)
+    explanation = explain(state, shares, registry, fired, thresholds, avoid)
     interests = _interests(user_id, state, shares, registry, avoid)
     return Context(
         maturity=_maturity(state, policy),
@@ -84,7 +85,6 @@ def explain(
     shares: Distribution,
     registry: Registry,
     fired: Fired,
-    model: Model,
     thresholds: Thresholds,
     avoid: frozenset[int],
 ) -> Explanation:
@@ -95,20 +95,19 @@ def explain(
     value, threshold, since = round(fired.value, 4), round(fired.threshold, 4), int(state["since_request"])
     if not state["student_sequence"]:
         return Explanation(fired.rule, value, threshold, since)
-    before, now = state["reference"].astype(np.float64), shares.share
-    moved = now - before
-    order = sorted(
-        np.nonzero(np.abs(moved) >= MOVED)[0],
-        key=lambda slot: (-abs(moved[slot]), int(state["cluster"][slot])),
-    )
-    rows = [
-        _moved(registry.cards[cluster], before[slot], now[slot])
-        for slot in order
-        if (cluster := int(state["cluster"][slot])) in registry.cards
-        and cluster not in avoid
-        and registry.cards[cluster].statable
+    moved = [
+        (now - before, now, before, cluster)
+        for now, before, cluster in zip(
+            shares.share.tolist(), state["reference"].tolist(), state["cluster"].tolist(), strict=True
+        )
     ]
-    found = distance(state, shares, model, thresholds)
+    statable = _prepared(registry).statable
+    rows = [
+        (cluster, registry.cards[cluster].label, round(before, 4), round(now, 4))
+        for change, now, before, cluster in sorted(moved, key=lambda row: (-abs(row[0]), row[3]))
+        if abs(change) >= MOVED and cluster in statable and cluster not in avoid
+    ]
+    found = distance(state, shares, thresholds)
     return Explanation(
         rule=fired.rule,
         value=value,
@@ -121,10 +120,6 @@ def explain(
     )
 
 
-def _moved(card: ClusterCard, before: float, now: float) -> tuple[int, str, float, float]:
-    return card.cluster_id, card.label, round(float(before), 4), round(float(now), 4)
-
-
 def _maturity(state: State, policy: Policy) -> Maturity:
     watches = int(state["qualifying"])
     if watches < policy.first_persona_after:
@@ -132,45 +127,76 @@ def _maturity(state: State, policy: Policy) -> Maturity:
     return Maturity.MATURE if watches >= MATURE_AFTER else Maturity.FORMING
 
 
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    """What selection asks of a registry version again and again.
+
+    statable: clusters that a persona may state; near: suggestible clusters near each one, with cosine and label;
+    popular: suggestible cards, most watched first; videos: ids by key, filled as they are asked for.
+    """
+
+    statable: frozenset[int]
+    near: Mapping[int, Sequence[tuple[int, float, str]]]
+    popular: Sequence[ClusterCard]
+    videos: dict[int, str | None]
+
+
+@lru_cache(maxsize=8)
+def _prepared(registry: Registry) -> _Prepared:
+    cards = registry.cards
+    open_to_suggest = {cluster: card for cluster, card in cards.items() if card.suggestible}
+    return _Prepared(
+        statable=frozenset(cluster for cluster, card in cards.items() if card.statable),
+        near={
+            cluster: [
+                (other, similarity, open_to_suggest[other].label)
+                for other, similarity in registry.similar(cluster)
+                if similarity >= MINIMUM_SIMILARITY and other in open_to_suggest
+            ]
+            for cluster in cards
+        },
+        popular=sorted(open_to_suggest.values(), key=lambda card: (-card.prior, card.cluster_id)),
+        videos={},
+    )
+
+
 def _avoided(state: State) -> frozenset[int]:
-    disliked = (state["negative"] >= DISLIKED) & (state["negative"] > state["long"])
-    return members(state["hidden"]) | members(state["cluster"][disliked])
+    masses = zip(state["cluster"].tolist(), state["negative"].tolist(), state["long"].tolist(), strict=True)
+    disliked = [cluster for cluster, negative, long in masses if negative >= DISLIKED and negative > long]
+    return members(state["hidden"]) | members(disliked)
 
 
 def _interests(
     user_id: str, state: State, shares: Distribution, registry: Registry, avoid: frozenset[int]
 ) -> tuple[Interest, ...]:
-    pinned, stated = members(state["pinned"]), _stated(state)
+    pinned, stated, statable = members(state["pinned"]), _stated(state), _prepared(registry).statable
+    held, share = state["cluster"].tolist(), shares.share.tolist()
+    long, negative = state["long"].tolist(), state["negative"].tolist()
     ranked: list[tuple[float, int, int]] = []
-    for slot in range(SLOTS):
-        cluster = int(state["cluster"][slot])
-        card = registry.cards.get(cluster)
-        if cluster < 0 or card is None or not card.statable or cluster in avoid:
+    for slot, cluster in enumerate(held):
+        if cluster not in statable or cluster in avoid:
             continue
         bar = STAY_FACTOR if cluster in stated else 1.0
-        count, share = float(state["long"][slot]) - float(state["negative"][slot]), float(shares.share[slot])
-        if cluster not in pinned and (count < ENTER_COUNT * bar or share < ENTER_SHARE * bar):
-            continue
-        strength = math.inf if cluster in pinned else share * (INCUMBENT_BONUS if cluster in stated else 1.0)
-        ranked.append((-strength, cluster, slot))
-    chosen = _one_per_label(state, registry, [slot for _, _, slot in sorted(ranked)])[:MAXIMUM_INTERESTS]
-    chosen.sort(key=lambda slot: (-round(float(shares.share[slot]), 6), int(state["cluster"][slot])))
-    clusters = [int(state["cluster"][slot]) for slot in chosen]
+        if cluster in pinned:
+            ranked.append((-math.inf, cluster, slot))
+        elif long[slot] - negative[slot] >= ENTER_COUNT * bar and share[slot] >= ENTER_SHARE * bar:
+            ranked.append((-share[slot] * (INCUMBENT_BONUS if cluster in stated else 1.0), cluster, slot))
+    # The first of each label: clusters that speak in their parent's words share one.
+    first: dict[str, int] = {}
+    for _, cluster, slot in sorted(ranked):
+        first.setdefault(registry.cards[cluster].label, slot)
+    chosen = list(first.values())[:MAXIMUM_INTERESTS]
+    chosen.sort(key=lambda slot: (-round(share[slot], 6), held[slot]))
+    clusters = [held[slot] for slot in chosen]
     since = [stated.get(cluster, int(state["last_ts"])) for cluster in clusters]
     state["stated"] = clusters + [EMPTY] * (STATED - len(clusters))
     state["stated_from"] = since + [0] * (STATED - len(since))
     return tuple(
-        _interest(user_id, state, slot, shares, registry, pinned, valid_from)
-        for slot, valid_from in zip(chosen, since, strict=True)
+        [
+            _interest(user_id, state, slot, shares, registry, pinned, valid_from)
+            for slot, valid_from in zip(chosen, since, strict=True)
+        ]
     )
-
-
-def _one_per_label(state: State, registry: Registry, slots: list[int]) -> list[int]:
-    """The first slot of each label: clusters that speak in their parent's words share one."""
-    first: dict[str, int] = {}
-    for slot in slots:
-        first.setdefault(registry.cards[int(state["cluster"][slot])].label, slot)
-    return list(first.values())
 
 
 def _stated(state: State) -> dict[int, int]:
@@ -216,10 +242,15 @@ def _trend(short: float, long: float) -> int:
 
 
 def _evidence(state: State, slot: int, registry: Registry) -> tuple[Evidence, ...]:
-    found = []
-    for i in range(EVIDENCE):
-        ts = int(state["evidence_ts"][slot][i])
-        video = registry.video_of(int(state["evidence_video"][slot][i])) if ts else None
+    videos, found = _prepared(registry).videos, []
+    for key, ts in zip(state["evidence_video"][slot].tolist(), state["evidence_ts"][slot].tolist(), strict=True):
+        if not ts:
+            continue
+        if key not in videos:
+            if len(videos) >= REMEMBERED_VIDEOS:
+                videos.clear()
+            videos[key] = registry.video_of(key)
+        video = videos[key]
         if video is not None:
             found.append(Evidence(video, ts))
     return tuple(found)
@@ -231,21 +262,15 @@ def _novel(
     """Clusters near what the viewer likes and never watched, best first, spread over the interests they come from."""
     consumed = members(state["cluster"])
     said = {interest.label for interest in interests}
+    near = _prepared(registry).near
     scores: dict[int, float] = {}
     via: dict[int, tuple[float, int, str]] = {}
     for interest in interests:
-        for cluster, similarity in registry.similar(interest.cluster_id):
-            card = registry.cards.get(cluster)
-            if (
-                similarity < MINIMUM_SIMILARITY
-                or card is None
-                or not card.suggestible
-                or card.label in said
-                or cluster in consumed
-                or cluster in avoid
-            ):
+        weight = max(interest.share, PINNED_SHARE if interest.pinned else 0.0)
+        for cluster, similarity, label in near[interest.cluster_id]:
+            if cluster in consumed or cluster in avoid or label in said:
                 continue
-            gain = max(interest.share, PINNED_SHARE if interest.pinned else 0.0) * similarity
+            gain = weight * similarity
             scores[cluster] = scores.get(cluster, 0.0) + gain
             via[cluster] = max(via.get(cluster, (0.0, 0, "")), (gain, interest.cluster_id, interest.label))
     if not interests:
@@ -280,9 +305,8 @@ def _novel(
 
 def _popular(registry: Registry, excluded: frozenset[int]) -> tuple[NovelCandidate, ...]:
     """What many viewers watch, for one of whom too little is known to go by."""
-    cards = [card for card in registry.cards.values() if card.suggestible and card.cluster_id not in excluded]
-    cards.sort(key=lambda card: (-card.prior, card.cluster_id))
+    open_to = (card for card in _prepared(registry).popular if card.cluster_id not in excluded)
     return tuple(
         NovelCandidate(card.cluster_id, card.label, card.query, lift=1.0, confidence=0.0, via=(), titles=card.titles)
-        for card in cards[:MAXIMUM_NOVEL]
+        for card in islice(open_to, MAXIMUM_NOVEL)
     )

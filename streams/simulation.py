@@ -15,7 +15,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from streams.interests import DAY_MS, SESSION_GAP_MS
+from streams.counting import DAY_MS, SESSION_GAP_MS
 from streams.mixture import Floats
 
 START_TS: Final = 1_767_225_600_000

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import Final
 
 DAY_MS: Final = 86_400_000
+SOURCE_RETENTION_DAYS: Final = 28
+"""Of what events and controls are counted from."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,9 +45,9 @@ def dead_letters_of(topic: str) -> str:
 
 
 TOPICS: Final = (
-    Topic(WATCH_EVENTS, per_user=True, retention_ms=28 * DAY_MS),
-    Topic(USER_CONTROLS, per_user=True, retention_ms=28 * DAY_MS),
-    Topic(WATCH_POSITIONS, per_user=True, retention_ms=28 * DAY_MS),
+    Topic(WATCH_EVENTS, per_user=True, retention_ms=SOURCE_RETENTION_DAYS * DAY_MS),
+    Topic(USER_CONTROLS, per_user=True, retention_ms=SOURCE_RETENTION_DAYS * DAY_MS),
+    Topic(WATCH_POSITIONS, per_user=True, retention_ms=SOURCE_RETENTION_DAYS * DAY_MS),
     Topic(REFRESH_REQUESTS, per_user=True),
     Topic(UPGRADE_REQUESTS, per_user=True),
     Topic(PERSONAS, per_user=True, compacted=True),
@@ -53,7 +55,7 @@ TOPICS: Final = (
     Topic(UNKNOWN_VIDEOS, per_user=False, compacted=True),
     Topic(ERASURE_RECEIPTS, per_user=False, retention_ms=-1),
     *(
-        Topic(dead_letters_of(name), per_user=False, retention_ms=28 * DAY_MS)
+        Topic(dead_letters_of(name), per_user=False, retention_ms=SOURCE_RETENTION_DAYS * DAY_MS)
         for name in (WATCH_EVENTS, USER_CONTROLS, REFRESH_REQUESTS)
     ),
 )

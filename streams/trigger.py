@@ -15,8 +15,10 @@ from typing import Any, Final
 
 import numpy as np
 
-from streams.interests import DAY_MS, Distribution, distribution
-from streams.mixture import Constants, Model, accumulate, describe, divergence_from_reference
+from streams.ageing import FORGET_DAYS
+from streams.counting import AGE, DAY_MS, FIRST, NOTHING, REGRET, Gates, due
+from streams.interests import Distribution
+from streams.mixture import Constants
 from streams.records import Rule
 from streams.state import State
 
@@ -111,12 +113,16 @@ def _check_constants(constants: Constants) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """What an operator decides. Counts are qualifying watches; 0 switches template_after and maximum_age_days off."""
+    """What an operator decides. Counts are qualifying watches; 0 switches template_after and maximum_age_days off.
+
+    forget_days: how long a viewer who was away for long is known as a stub (streams/ageing.py).
+    """
 
     first_persona_after: int = 20
     template_after: int = 5
     maximum_age_days: int = 30
     request_expires_ms: int = 3_600_000
+    forget_days: int = FORGET_DAYS
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,53 +143,48 @@ class Distance:
     null_quantile: float
 
 
-def observe(state: State, model: Model, thresholds: Thresholds) -> None:
-    """Note one qualifying, timely watch, which the estimator has seen. Call it before `fired`."""
-    state["since_request"] = int(state["since_request"]) + 1
-    if state["student_sequence"] and int(state["since_request"]) % thresholds.stride == 0:
-        accumulate(state, thresholds.stride, thresholds.memory, model)
+def gates(policy: Policy, thresholds: Thresholds, idle: int) -> Gates:
+    """The policy and thresholds as the kernel takes them. idle: ms after which a viewer starts anew."""
+    return Gates(
+        first=policy.first_persona_after,
+        template=policy.template_after,
+        maximum_age=policy.maximum_age_days * DAY_MS,
+        regret=thresholds.regret,
+        stride=thresholds.stride,
+        memory=thresholds.memory,
+        cool_down=thresholds.cool_down,
+        idle=idle,
+    )
 
 
-def fired(state: State, ts: int, policy: Policy, model: Model, thresholds: Thresholds) -> Fired | None:
-    """The rule that asks for a refresh now, if any. Reads the state only."""
-    if not state["student_sequence"]:
-        return _first(state, policy)
-    if int(state["since_request"]) < thresholds.cool_down:
+def fired(state: State, now: Distribution, ts: int, gates: Gates, thresholds: Thresholds) -> Fired | None:
+    """The rule that asks for a refresh after an event at `ts` that gave the distribution `now`. Changes nothing."""
+    found = due(state, ts, gates)
+    if found == NOTHING:
         return None
-    regret = float(state["regret"])
-    if regret > thresholds.regret:
-        return Fired(_named(state, model, thresholds), regret, thresholds.regret)
-    days = (ts - int(state["request_ts"])) / DAY_MS
-    if policy.maximum_age_days and days >= policy.maximum_age_days:
-        return Fired(Rule.AGE, days, float(policy.maximum_age_days))
-    return None
+    if found == REGRET:
+        return Fired(_named(state, now, thresholds), float(state["regret"]), gates.regret)
+    if found == AGE:
+        return Fired(Rule.AGE, (ts - int(state["request_ts"])) / DAY_MS, gates.maximum_age / DAY_MS)
+    watches, below = float(state["qualifying"]), found != FIRST
+    return Fired(Rule.COLD_START, watches, float(gates.template if below else gates.first), template_only=below)
 
 
-def _first(state: State, policy: Policy) -> Fired | None:
-    watches = int(state["qualifying"])
-    if watches >= policy.first_persona_after:
-        return Fired(Rule.COLD_START, float(watches), float(policy.first_persona_after))
-    if policy.template_after and watches >= policy.template_after and not state["request_ts"]:
-        return Fired(Rule.COLD_START, float(watches), float(policy.template_after), template_only=True)
-    return None
-
-
-def _named(state: State, model: Model, thresholds: Thresholds) -> Rule:
+def _named(state: State, now: Distribution, thresholds: Thresholds) -> Rule:
     """Follow-up soon after a drift; drift where chance alone seldom goes that far; else the persona grew sharper."""
     settling = _RULES[int(state["request_rule"])] in (Rule.DRIFT, Rule.FOLLOW_UP)
     if settling and int(state["since_request"]) <= SETTLING:
         return Rule.FOLLOW_UP
-    found = distance(state, distribution(state, model), model, thresholds)
+    found = distance(state, now, thresholds)
     return Rule.DRIFT if found.divergence > found.null_quantile else Rule.MATURITY
 
 
-def distance(state: State, now: Distribution, model: Model, thresholds: Thresholds) -> Distance:
+def distance(state: State, now: Distribution, thresholds: Thresholds) -> Distance:
     """How far the viewer's distribution is from what the last request described.
 
     Both come from finite samples, so the smaller of their sizes governs how far apart chance alone puts them.
     """
-    divergence = float(divergence_from_reference(state, now.share, now.rest, model.priors))
-    return Distance(divergence, thresholds.null_quantile(min(now.n_eff, float(state["reference_n_eff"]))))
+    return Distance(now.divergence, thresholds.null_quantile(min(now.n_eff, float(state["reference_n_eff"]))))
 
 
 def adopt(state: State, now: Distribution, rule: Rule, *, template_only: bool) -> int:
@@ -195,7 +196,9 @@ def adopt(state: State, now: Distribution, rule: Rule, *, template_only: bool) -
     state["sequence"] = sequence
     if not state["student_sequence"] and not template_only:
         state["student_sequence"] = sequence
-    describe(state, now.share, now.rest)
+    state["reference"] = now.share
+    state["reference_rest"] = now.rest
+    state["regret"] = 0.0
     state["reference_n_eff"] = now.n_eff
     state["request_ts"] = state["last_ts"]
     state["request_rule"] = _RULES.index(rule)

@@ -1,7 +1,7 @@
 """The watch handler: one partition's records in, changed states and outputs out. No broker, no clock.
 
-Both the Faust agent and the replay driver call `WatchHandler`. It reads stored states through a function, never writes
-them: the caller makes the outputs durable, then the states, then the offsets (agents/commit.py).
+Both intakes and the replay driver call `WatchHandler`. It changes the states of its table in place; the caller makes
+the outputs durable, then the states, then the offsets (agents/commit.py).
 """
 
 from __future__ import annotations
@@ -10,62 +10,48 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from hashlib import blake2b
-from typing import Final, TypeAlias
+from typing import Final, NamedTuple, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 
-from streams import topics
+from streams import counting, topics
+from streams.ageing import IDLE_DAYS, Stage, aged, prune
+from streams.columns import Columns, Decode, Headers, Parse, Reader, Record, key_of
 from streams.controls import apply_control
+from streams.counting import DAY_MS, Gates, Log
 from streams.dead_letters import dead_letter
-from streams.decoding import Decoded, Rejected, RejectReason
-from streams.identifiers import event_key, playback_key, request_id, video_key
-from streams.interests import (
-    DAY_MS,
-    QUALIFYING_WEIGHT,
-    advance,
-    count_watch,
-    distribution,
-    draw,
-    enter_session,
-    watch_weight,
-)
-from streams.mixture import Model
+from streams.decoding import Rejected, RejectReason
+from streams.identifiers import request_id
+from streams.interests import Distribution, Survey, distribution
+from streams.mixture import Model, survey
+from streams.packing import Pack
 from streams.positions import Position, PositionKind, Recorded, Schedule
 from streams.records import (
     UNASSIGNED,
-    Action,
-    Audience,
     Command,
     RefreshRequest,
     Rule,
     Tier,
-    Traffic,
     UnknownVideo,
     UserControl,
-    WatchEvent,
     encode,
 )
 from streams.registry import Registry
 from streams.remap import adopt_registry
 from streams.selection import build_context
-from streams.state import BOOTSTRAPPED, OPTED_OUT, RING, State, from_bytes, new_state, to_bytes
-from streams.trigger import Fired, Policy, Thresholds, adopt, fired, observe
+from streams.state import BOOTSTRAPPED, EMPTY, MARKERS, State, new_state, pack
+from streams.state_table import StateTable
+from streams.trigger import Fired, Policy, Thresholds, adopt, fired, gates
 
-LATE_AFTER_MS: Final = 5 * 60_000
-"""An event this far behind its viewer's newest one is counted but says nothing to the detector."""
-TOO_LATE_MS: Final = 30 * DAY_MS
-MAXIMUM_RECORD_BYTES: Final = 1_048_576
 TRACE_HEADERS: Final = frozenset({"traceparent", "tracestate"})
 NOTED_VIDEOS: Final = 100_000
 """Unknown videos remembered so that each is noted once per worker; the topic is compacted, so a repeat is harmless."""
 
-Headers: TypeAlias = tuple[tuple[str, bytes], ...]
-
 
 @dataclass(frozen=True, slots=True)
 class InputRecord:
-    """A Kafka record as consumed. timestamp: append time, ms."""
+    """A `streams.columns.Record` of our own. timestamp: append time, ms."""
 
     offset: int
     key: bytes | None
@@ -98,11 +84,22 @@ class Outcome(StrEnum):
     DEAD_LETTER = "dead_letter"
 
 
+_OUTCOMES: Final = {
+    counting.APPLIED: Outcome.APPLIED,
+    counting.APPLIED_CLAMPED: Outcome.CLAMPED,
+    counting.LATE: Outcome.LATE,
+    counting.DUPLICATE: Outcome.DUPLICATE,
+    counting.REPEATED: Outcome.REPEATED,
+    counting.OPT_OUT: Outcome.OPTED_OUT,
+    counting.TOO_LATE: Outcome.DEAD_LETTER,
+}
+_COUNTED: Final = frozenset({counting.APPLIED, counting.APPLIED_CLAMPED, counting.LATE})
+
+
 @dataclass(slots=True)
 class Batch:
-    """Result of a batch. states: user id -> state; outputs in order; next_offset: first offset not yet handled."""
+    """Result of a batch. outputs: in log order; next_offset: first offset not yet handled."""
 
-    states: dict[str, State] = field(default_factory=dict)
     outputs: list[Output] = field(default_factory=list)
     outcomes: Counter[Outcome] = field(default_factory=Counter)
     dead_letters: Counter[str] = field(default_factory=Counter)
@@ -110,18 +107,28 @@ class Batch:
     unassigned: int = 0
     next_offset: int = 0
 
-    def changelog(self) -> list[tuple[bytes, bytes]]:
-        """Changed states as (key, value), in the order in which viewers were first touched."""
-        return [(user.encode(), to_bytes(state)) for user, state in self.states.items()]
+
+Apply: TypeAlias = Callable[[npt.NDArray[np.void], npt.NDArray[np.void], int, Log, Model, Gates], int]
 
 
-Decode: TypeAlias = Callable[[bytes | None, bytes | None, int], Decoded[WatchEvent] | Rejected]
-"""(value, key, append time in ms) -> event or reason."""
+class Kernel(NamedTuple):
+    """The functions that cost the most, plain or compiled: of streams.counting, streams.mixture and streams.state."""
+
+    apply: Apply
+    survey: Survey
+    pack: Pack
+
+
+PLAIN: Final = Kernel(counting.apply, survey, pack)
 
 
 @dataclass(frozen=True, slots=True)
 class WatchConfiguration:
-    """What a handler works with, the same for every partition. registries: by version, the one in force included."""
+    """What a handler works with, the same for every partition.
+
+    decode: an event by every rule; parse: a value as a mapping of our field names, for the quick way to usual events;
+    registry_of: registries by version, the one in force included.
+    """
 
     topic: str
     topic_id: str
@@ -129,7 +136,9 @@ class WatchConfiguration:
     thresholds: Thresholds
     policy: Policy
     decode: Decode
+    parse: Parse
     registry_of: Callable[[int], Registry]
+    kernel: Kernel = PLAIN
 
 
 class WatchHandler:
@@ -140,28 +149,36 @@ class WatchHandler:
         configuration: WatchConfiguration,
         partition: int,
         registry: Registry,
-        read: Callable[[str], bytes | None],
-        users: Callable[[], Iterable[str]],
+        table: StateTable,
+        users: Callable[[], Iterable[bytes]] | None = None,
     ) -> None:
-        """`registry` is in force at the first offset; `read` gives stored states, `users` every stored user id."""
+        """`registry` is in force at the first offset; `users` gives the keys of all viewers, in memory or stored."""
         self.partition = partition
         self.schedule = Schedule()
         self.registry = registry
+        self.table = table
         self._configuration = configuration
+        self._gates = gates(configuration.policy, configuration.thresholds, IDLE_DAYS * DAY_MS)
         self._model = Model(configuration.thresholds.constants, registry.prior_by_id)
-        self._topic_key = _key_of(configuration.topic_id)
-        self._positions_key = _key_of(configuration.positions_id)
-        self._read = read
-        self._users = users
+        self._log = Log(np.uint64(key_of(configuration.topic_id)), partition)
+        self._positions_key = key_of(configuration.positions_id)
+        self._reader = Reader(configuration.decode, configuration.parse)
+        self._users = users or table.keys
         self._noted: set[int] = set()
 
-    def handle(self, records: Sequence[InputRecord]) -> Batch:
+    def handle(self, records: Sequence[Record]) -> Batch:
         """Apply records in offset order, each after the positions due before it."""
         batch = Batch()
-        for record in records:
-            self._apply_due(batch, record.offset)
-            batch.outcomes[self._apply(batch, record)] += 1
-            batch.next_offset = record.offset + 1
+        done = 0
+        while done < len(records):
+            self._apply_due(batch, records[done].offset)
+            waiting = self.schedule.waiting()
+            end = len(records)
+            if waiting is not None:
+                end = next((i for i in range(done, end) if records[i].offset >= waiting), end)
+            self._apply_all(batch, records[done:end])
+            batch.next_offset = records[end - 1].offset + 1
+            done = end
         self._apply_due(batch, batch.next_offset)
         return batch
 
@@ -173,90 +190,85 @@ class WatchHandler:
 
     # Watch events
 
-    def _apply(self, batch: Batch, record: InputRecord) -> Outcome:
-        if record.value is not None and len(record.value) > MAXIMUM_RECORD_BYTES:
-            detail = f"{len(record.value)} bytes, at most {MAXIMUM_RECORD_BYTES} are read"
-            return self._dead_letter(batch, record, Rejected(RejectReason.TOO_LARGE, detail))
-        decoded = self._configuration.decode(record.value, record.key, record.timestamp)
-        if isinstance(decoded, Rejected):
-            return self._dead_letter(batch, record, decoded)
-        event = decoded.record
-        if event.traffic is not Traffic.ORGANIC:
-            return Outcome.NOT_ORGANIC
-        state = self._state(batch, event.user_id)
-        if self._applied(state, record.offset):
-            return Outcome.REPEATED
-        # Marked before anything that depends on the state: a control may change the answer before the commit.
-        batch.states[event.user_id] = state
-        self._mark(state, record.offset)
-        if int(state["flags"]) & OPTED_OUT:
-            return Outcome.OPTED_OUT
-        behind = int(state["last_ts"]) - event.ts
-        if behind > TOO_LATE_MS:
-            detail = f"ts {event.ts} is {behind // DAY_MS} days before the viewer's newest event"
-            return self._dead_letter(batch, record, Rejected(RejectReason.TOO_LATE, detail))
-        outcome = self._count(batch, state, event, record, late=behind > LATE_AFTER_MS)
-        return Outcome.CLAMPED if decoded.clamped and outcome is Outcome.APPLIED else outcome
+    def _apply_all(self, batch: Batch, records: Sequence[Record]) -> None:
+        """Apply records between which no position is due."""
+        columns = self._reader.read(records)
+        rows = self.table.rows(columns.keys)
+        offsets = [records[place].offset for place in columns.places]
+        events = self._reader.events(columns, rows, offsets, self.registry)
+        self._adopt_registry(events)
+        said: list[tuple[int, Output]] = []
+        self._run(batch, records, columns, events, said)
+        outcomes = events["outcome"].tolist()
+        self.table.mark(
+            [key for key, outcome in zip(columns.keys, outcomes, strict=True) if outcome != counting.REPEATED]
+        )
+        for code, count in Counter(outcomes).items():
+            batch.outcomes[_OUTCOMES[code]] += count
+        for outcome, places in (Outcome.NOT_ORGANIC, columns.not_organic), (Outcome.DEAD_LETTER, columns.rejected):
+            if places:
+                batch.outcomes[outcome] += len(places)
+        said += [(place, self._dead_letter(batch, records[place], rejected)) for place, rejected in columns.rejected]
+        batch.unassigned += sum(
+            outcomes[i] in _COUNTED for i in np.nonzero(events["cluster"] == UNASSIGNED)[0].tolist()
+        )
+        self._note_unknown(records, columns, events, said)
+        said.sort(key=lambda item: item[0])
+        batch.outputs += [output for _, output in said]
 
-    def _count(self, batch: Batch, state: State, event: WatchEvent, record: InputRecord, *, late: bool) -> Outcome:
-        # Rounded to the ring's precision, so that a repeated heartbeat compares equal to what was credited.
-        weight = float(np.float32(watch_weight(event)))
-        playback = playback_key(event) if event.action is Action.PLAY else None
-        key = playback or event_key(event)
-        credited = _credited(state, key)
-        if credited is not None and (playback is None or weight <= credited):
-            return Outcome.DUPLICATE
-        cluster = self._cluster(batch, event)
-        video = video_key(event.video_id)
-        _describe(state, event)
-        advance(state, event.ts)
-        enter_session(state, event.ts, _key_of(event.session_id) if event.session_id else 0)
-        gained = weight - (credited or 0.0)
-        _remember(state, key, video, event.ts, cluster, weight)
-        state["events"] = int(state["events"]) + (credited is None)
-        outcome = Outcome.LATE if late else Outcome.APPLIED
-        if cluster == UNASSIGNED:
-            batch.unassigned += 1
-            state["unassigned"] += 1.0
-            return outcome
-        if gained == 0.0:
-            return outcome
-        qualifies = weight >= QUALIFYING_WEIGHT
-        slot, counted = count_watch(state, cluster, gained, event.ts, video, self._model, evidence=qualifies)
-        _credit(state, key, counted)
-        if not qualifies or (credited or 0.0) >= QUALIFYING_WEIGHT:
-            return outcome
-        restarts = int(state["restarts"])
-        drawn = draw(state, slot, counted, self._model, autoplay=event.autoplay)
-        _note_draw(state, key, drawn, restarts)
-        state["qualifying"] = int(state["qualifying"]) + 1
-        if topics.BOOTSTRAP_HEADER in record.headers:
-            state["flags"] = int(state["flags"]) | BOOTSTRAPPED
-            return outcome
-        if not late:
-            self._decide(batch, state, event, record)
-        return outcome
+    def _run(
+        self,
+        batch: Batch,
+        records: Sequence[Record],
+        columns: Columns,
+        events: npt.NDArray[np.void],
+        said: list[tuple[int, Output]],
+    ) -> None:
+        """The kernel over all events, stopping at each that needs more than counting."""
+        apply, states, at = self._configuration.kernel.apply, self.table.states, 0
+        while (at := apply(states, events, at, self._log, self._model, self._gates)) < len(events):
+            place, state = columns.places[at], self.table.view(int(events["row"][at]))
+            ts, outcome = int(events["ts"][at]), int(events["outcome"][at])
+            if outcome == counting.AGED:
+                self._age(state, ts)
+                state["registry"] = self.registry.version
+                continue
+            if outcome == counting.TOO_LATE:
+                days = (int(state["last_ts"]) - ts) // DAY_MS
+                detail = f"ts {ts} is {days} days before the viewer's newest event"
+                letter = self._dead_letter(batch, records[place], Rejected(RejectReason.TOO_LATE, detail))
+                said.append((place, letter))
+            else:
+                said.append((place, self._decide(batch, state, ts, columns.keys[at].decode(), records[place])))
+            at += 1
 
-    def _decide(self, batch: Batch, state: State, event: WatchEvent, record: InputRecord) -> None:
+    def _decide(self, batch: Batch, state: State, ts: int, user_id: str, record: Record) -> Output:
+        """The request that the event made due."""
         configuration = self._configuration
-        observe(state, self._model, configuration.thresholds)
-        reason = fired(state, event.ts, configuration.policy, self._model, configuration.thresholds)
+        now = self._now(state)
+        reason = fired(state, now, ts, self._gates, configuration.thresholds)
         if reason is None:
-            return
-        identity = request_id(configuration.topic_id, self.partition, record.offset, reason.rule, event.user_id)
+            raise AssertionError("the kernel stopped at an event that makes no request due")
+        identity = request_id(configuration.topic_id, self.partition, record.offset, reason.rule, user_id)
         trace = tuple(header for header in record.headers if header[0] in TRACE_HEADERS)
-        self._request(batch, state, event.user_id, reason, identity, trace)
+        return self._request(batch, state, user_id, reason, identity, now, trace)
 
     def _request(
-        self, batch: Batch, state: State, user_id: str, reason: Fired, identity: str, trace: Headers = ()
-    ) -> None:
+        self,
+        batch: Batch,
+        state: State,
+        user_id: str,
+        reason: Fired,
+        identity: str,
+        now: Distribution,
+        trace: Headers = (),
+    ) -> Output:
         configuration = self._configuration
         state["flags"] = int(state["flags"]) & ~BOOTSTRAPPED
-        shares = distribution(state, self._model)
         context = build_context(
-            user_id, state, shares, self.registry, reason, configuration.policy, self._model, configuration.thresholds
+            user_id, state, now, self.registry, reason, configuration.policy, configuration.thresholds
         )
-        sequence = adopt(state, shares, reason.rule, template_only=reason.template_only)
+        sequence = adopt(state, now, reason.rule, template_only=reason.template_only)
         request = RefreshRequest(
             request_id=identity,
             user_id=user_id,
@@ -270,7 +282,7 @@ class WatchHandler:
             context=context,
         )
         batch.requests[reason.rule] += 1
-        batch.outputs.append(self._request_output(request, trace))
+        return self._request_output(request, trace)
 
     def _request_output(self, request: RefreshRequest, trace: Headers = ()) -> Output:
         # The partition is given, not left to the key: one user's records stay on one partition number on every topic.
@@ -278,36 +290,57 @@ class WatchHandler:
             topics.REFRESH_REQUESTS,
             request.user_id.encode(),
             encode(request),
-            trace,
+            tuple(trace),
             partition=self.partition,
         )
 
-    def _cluster(self, batch: Batch, event: WatchEvent) -> int:
-        cluster = self.registry.cluster_of(event.video_id)
-        if cluster == UNASSIGNED and not self.registry.knows(event.video_id):
-            self._note(batch, event)
-        if event.cluster_id is not None and self.registry.successor_of(event.cluster_id) in self.registry.cards:
-            return self.registry.successor_of(event.cluster_id)
-        return cluster if cluster in self.registry.cards else UNASSIGNED
+    def _note_unknown(
+        self,
+        records: Sequence[Record],
+        columns: Columns,
+        events: npt.NDArray[np.void],
+        said: list[tuple[int, Output]],
+    ) -> None:
+        """Tell of counted videos that the registry does not hold, each once."""
+        for i in columns.unplaced:
+            key = int(events["video"][i])
+            if key in self._noted or int(events["outcome"][i]) not in _COUNTED:
+                continue
+            if self.registry.knows(columns.videos[i]):
+                continue
+            if len(self._noted) >= NOTED_VIDEOS:
+                self._noted.clear()
+            self._noted.add(key)
+            record = records[columns.places[i]]
+            decoded = self._configuration.decode(record.value, record.key, record.timestamp)
+            if not isinstance(decoded, Rejected):
+                event = decoded.record
+                video = UnknownVideo(event.video_id, event.title, event.tags, event.category)
+                output = Output(topics.UNKNOWN_VIDEOS, event.video_id.encode(), encode(video))
+                said.append((columns.places[i], output))
 
-    def _note(self, batch: Batch, event: WatchEvent) -> None:
-        key = video_key(event.video_id)
-        if key in self._noted:
-            return
-        if len(self._noted) >= NOTED_VIDEOS:
-            self._noted.clear()
-        self._noted.add(key)
-        video = UnknownVideo(event.video_id, event.title, event.tags, event.category)
-        batch.outputs.append(Output(topics.UNKNOWN_VIDEOS, event.video_id.encode(), encode(video)))
-
-    def _dead_letter(self, batch: Batch, record: InputRecord, rejected: Rejected) -> Outcome:
+    def _dead_letter(self, batch: Batch, record: Record, rejected: Rejected) -> Output:
         topic = self._configuration.topic
         letter = dead_letter(rejected, topic, self.partition, record.offset, record.key, record.value)
         # The key says where the record stood, so that one written twice after a crash is recognised.
         key = f"{topic}/{self.partition}/{record.offset}".encode()
-        batch.outputs.append(Output(topics.dead_letters_of(topics.WATCH_EVENTS), key, encode(letter)))
         batch.dead_letters[rejected.reason] += 1
-        return Outcome.DEAD_LETTER
+        return Output(topics.dead_letters_of(topics.WATCH_EVENTS), key, encode(letter))
+
+    def _adopt_registry(self, events: npt.NDArray[np.void]) -> None:
+        """Carry the states that events are about to change over to the registry version in force."""
+        states, rows = self.table.states, events["row"]
+        older = states["registry"][rows] != self.registry.version
+        if not older.any():
+            return
+        # Most are viewers never seen, in whose state nothing names a cluster.
+        first = older & (states["experts"][rows] == 0) & (states["ring_used"][rows] == 0)
+        first &= (states["hidden"][rows, 0] == EMPTY) & (states["pinned"][rows, 0] == EMPTY)
+        states["registry"][rows[first]] = self.registry.version
+        for i in np.nonzero(older & ~first)[0].tolist():
+            state = self.table.view(int(rows[i]))
+            if not self._applied(state, int(events["offset"][i])):
+                adopt_registry(state, self.registry, self._model.constants)
 
     # Positions
 
@@ -322,8 +355,8 @@ class WatchHandler:
             self._model = Model(self._configuration.thresholds.constants, self.registry.prior_by_id)
             self._noted.clear()
         elif item.kind is PositionKind.BOOTSTRAP_END:
-            for user_id in sorted(set(self._users()) | batch.states.keys()):
-                self._end_bootstrap(batch, user_id, recorded.offset)
+            for key in sorted(self._users()):
+                self._end_bootstrap(batch, key, recorded.offset)
         else:
             self._control(batch, item, recorded.offset)
 
@@ -331,19 +364,23 @@ class WatchHandler:
         if item.control is None:
             return
         control = _under(self.registry, item.control)
-        state = self._state(batch, control.user_id)
+        key = control.user_id.encode()
+        state = self.table.state(key)
         if self._position_applied(state, offset):
             return
+        self._age(state, control.ts)
+        adopt_registry(state, self.registry, self._model.constants)
         state["control_topic"], state["control_offset"] = self._positions_key, offset
-        state, command = apply_control(state, control, self._model)
-        batch.states[control.user_id] = state
+        changed, command = apply_control(state, control, self._model)
+        state[...] = changed
+        self.table.mark([key])
         if command is None:
             return
         configuration = self._configuration
         identity = request_id(configuration.positions_id, self.partition, offset, Rule.CONTROL, control.user_id)
         if command is Command.REFRESH:
-            below_gate = not state["student_sequence"]
-            self._request(batch, state, control.user_id, Fired(Rule.CONTROL, 1.0, 1.0, below_gate), identity)
+            reason = Fired(Rule.CONTROL, 1.0, 1.0, not state["student_sequence"])
+            batch.outputs.append(self._request(batch, state, control.user_id, reason, identity, self._now(state)))
             return
         state["sequence"] = int(state["sequence"]) + 1
         batch.requests[Rule.CONTROL] += 1
@@ -360,79 +397,60 @@ class WatchHandler:
         )
         batch.outputs.append(self._request_output(removal))
 
-    def _end_bootstrap(self, batch: Batch, user_id: str, offset: int) -> None:
-        state = self._state(batch, user_id)
+    def _end_bootstrap(self, batch: Batch, key: bytes, offset: int) -> None:
+        state = self.table.state(key)
         if not int(state["flags"]) & BOOTSTRAPPED or self._position_applied(state, offset):
             return
-        if int(state["watch_topic"]) != self._topic_key or int(state["watch_partition"]) != self.partition:
+        if int(state["watch_topic"]) != int(self._log.topic) or int(state["watch_partition"]) != self.partition:
             return
+        adopt_registry(state, self.registry, self._model.constants)
         state["control_topic"], state["control_offset"] = self._positions_key, offset
         state["flags"] = int(state["flags"]) & ~BOOTSTRAPPED
-        batch.states[user_id] = state
+        self.table.mark([key])
         watches, gate = int(state["qualifying"]), self._configuration.policy.first_persona_after
         if watches < gate:
             return
-        rule = Rule.MATURITY if state["student_sequence"] else Rule.COLD_START
+        rule, user_id = Rule.MATURITY if state["student_sequence"] else Rule.COLD_START, key.decode()
         identity = request_id(self._configuration.positions_id, self.partition, offset, rule, user_id)
-        self._request(batch, state, user_id, Fired(rule, float(watches), float(gate)), identity)
+        reason = Fired(rule, float(watches), float(gate))
+        batch.outputs.append(self._request(batch, state, user_id, reason, identity, self._now(state)))
+
+    def _age(self, state: State, ts: int) -> None:
+        stage = aged(state, ts, self._configuration.policy.forget_days)
+        if stage is Stage.IDLE:
+            state[...] = prune(state)
+        elif stage is Stage.GONE:
+            # What was applied and is not committed yet may come again.
+            fresh = new_state()
+            for name in MARKERS:
+                fresh[name] = state[name]
+            state[...] = fresh
+
+    def _now(self, state: State) -> Distribution:
+        return distribution(state, self._model, self._configuration.kernel.survey)
 
     # Markers
-
-    def _state(self, batch: Batch, user_id: str) -> State:
-        """The viewer's state, carried over to the registry version in force."""
-        state = batch.states.get(user_id)
-        if state is None:
-            stored = self._read(user_id)
-            state = new_state() if stored is None else from_bytes(stored)
-        adopt_registry(state, self.registry, self._model.constants)
-        return state
 
     def _applied(self, state: State, offset: int) -> bool:
         return (
             int(state["watch_offset"]) >= offset
-            and int(state["watch_topic"]) == self._topic_key
+            and int(state["watch_topic"]) == int(self._log.topic)
             and int(state["watch_partition"]) == self.partition
         )
-
-    def _mark(self, state: State, offset: int) -> None:
-        state["watch_topic"], state["watch_partition"] = self._topic_key, self.partition
-        state["watch_offset"] = offset
 
     def _position_applied(self, state: State, offset: int) -> bool:
         return int(state["control_offset"]) >= offset and int(state["control_topic"]) == self._positions_key
 
 
-def highest_markers(values: Iterable[bytes], topic_id: str) -> dict[int, int]:
-    """Highest applied offset per watch partition among stored states of this topic.
+def highest_marker(states: npt.NDArray[np.void], topic_id: str, partition: int | None = None) -> int:
+    """Highest offset of the watch topic, or of one partition of it, that states have applied; -1: none.
 
     A log that ends below it was recreated or truncated: its events would be skipped in silence.
     """
-    key, highest = _key_of(topic_id), dict[int, int]()
-    for value in values:
-        state = from_bytes(value)
-        if int(state["watch_topic"]) == key:
-            partition, offset = int(state["watch_partition"]), int(state["watch_offset"])
-            highest[partition] = max(offset, highest.get(partition, -1))
-    return highest
-
-
-def _key_of(text: str) -> int:
-    return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little") or 1
-
-
-def _describe(state: State, event: WatchEvent) -> None:
-    if event.audience is not None:
-        state["audience"] = list(Audience).index(event.audience) + 1
-    first = int(state["first_ts"])
-    state["first_ts"] = min(first, event.ts) if first else event.ts
-
-
-def _credited(state: State, key: int) -> float | None:
-    """Weight already counted for this event or playback, if it is among the last ones."""
-    for i in range(int(state["ring_used"])):
-        if int(state["ring_key"][i]) == key:
-            return float(state["ring_weight"][i])
-    return None
+    own = states["watch_topic"] == key_of(topic_id)
+    if partition is not None:
+        own &= states["watch_partition"] == partition
+    return int(states["watch_offset"][own].max(initial=-1))
 
 
 def _under(registry: Registry, control: UserControl) -> UserControl:
@@ -440,31 +458,3 @@ def _under(registry: Registry, control: UserControl) -> UserControl:
     if control.cluster_id is None or (successor := registry.successor_of(control.cluster_id)) == UNASSIGNED:
         return control
     return replace(control, cluster_id=successor)
-
-
-def _place_of(state: State, key: int) -> int:
-    return int(np.nonzero(state["ring_key"][: int(state["ring_used"])] == np.uint64(key))[0][0])
-
-
-def _credit(state: State, key: int, counted: float) -> None:
-    """Note how much of an event was counted, for taking it back."""
-    state["ring_counted"][_place_of(state, key)] += counted
-
-
-def _note_draw(state: State, key: int, drawn: float, restarts: int) -> None:
-    """Note how much of a fresh draw an event was, and which experts counted it, for taking it back."""
-    place = _place_of(state, key)
-    state["ring_draw"][place], state["ring_restarts"][place] = drawn, restarts % 256
-
-
-def _remember(state: State, key: int, video: int, ts: int, cluster: int, weight: float) -> None:
-    used = int(state["ring_used"])
-    place = next((i for i in range(used) if int(state["ring_key"][i]) == key), -1)
-    if place < 0:
-        place = int(state["ring_next"])
-        state["ring_counted"][place] = 0
-        state["ring_draw"][place] = 0
-        state["ring_next"] = (place + 1) % RING
-        state["ring_used"] = min(used + 1, RING)
-    state["ring_key"][place], state["ring_video"][place], state["ring_ts"][place] = key, video, ts
-    state["ring_cluster"][place], state["ring_weight"][place] = cluster, weight

@@ -94,6 +94,7 @@ def make_configuration(registry: Registry, *others: Registry, **policy: Any) -> 
         thresholds=load_thresholds(Settings().thresholds),
         policy=Policy(**{"template_after": 0, **policy}),
         decode=lambda value, key, append_time: decode_event(value, key, append_time=append_time),
+        parse=orjson.loads,
         registry_of=versions.__getitem__,
     )
 

@@ -25,11 +25,12 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "tail": ("tail", "Follow the persona topic."),
     "calibrate": ("calibrate", "Find the refresh thresholds on null streams or on your own log."),
     "clusters": ("clusters", "Build and show interest clusters."),
-    "dlq": ("dlq", "List, show and replay dead letters."),
+    "dlq": ("dlq", "List, show, replay and purge dead letters."),
     "control": ("control", "Send a viewer's control: hide, pin, opt out, forget."),
     "erase": ("erase", "Erase a viewer everywhere and print the receipt."),
     "export": ("export", "Print everything stored about a viewer."),
     "doctor": ("doctor", "Check settings, connections, topics and key placement."),
+    "repartition": ("repartition", "Give the per-user topics more partitions, keeping what was counted."),
     "config": ("config", "Show the settings in force, secrets redacted."),
 }
 

@@ -119,9 +119,10 @@ def _read(settings: Settings, lines: Sequence[bytes]) -> tuple[Histories, Floats
     from agents.calibration import joined
     from agents.replay_file import events_of, registry_holding
     from streams import topics
+    from streams.counting import QUALIFYING_WEIGHT
     from streams.decoding import Rejected
-    from streams.identifiers import event_key, playback_key
-    from streams.interests import QUALIFYING_WEIGHT, watch_weight
+    from streams.identifiers import event_text, playback_text
+    from streams.interests import watch_weight
     from streams.records import UNASSIGNED, Action, Traffic
 
     names = {name: name for name in (topics.WATCH_EVENTS, topics.WATCH_POSITIONS)}
@@ -131,7 +132,7 @@ def _read(settings: Settings, lines: Sequence[bytes]) -> tuple[Histories, Floats
     if settings.registry == Path():
         registry = registry_holding(settings, registry, records, configuration)
     watches: dict[str, list[tuple[int, int]]] = {}
-    seen: set[tuple[str, int]] = set()
+    seen: set[tuple[str, str]] = set()
     for record in records:
         decoded = configuration.decode(record.value, record.key, record.timestamp)
         if isinstance(decoded, Rejected):
@@ -143,7 +144,7 @@ def _read(settings: Settings, lines: Sequence[bytes]) -> tuple[Histories, Floats
         if cluster not in registry.cards:
             cluster = registry.cluster_of(event.video_id)
         # A playback counts once, however many heartbeats it has, and so does an event that was sent twice.
-        key = (event.user_id, (playback_key(event) if event.action is Action.PLAY else None) or event_key(event))
+        key = (event.user_id, (playback_text(event) if event.action is Action.PLAY else None) or event_text(event))
         if cluster in registry.cards and key not in seen:
             seen.add(key)
             watches.setdefault(event.user_id, []).append((event.ts, cluster))

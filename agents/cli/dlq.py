@@ -1,4 +1,4 @@
-"""`personas dlq`: list, show and replay dead letters."""
+"""`personas dlq`: list, show, replay and purge dead letters."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import sys
 import time
 from base64 import b64decode
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -18,10 +18,13 @@ import orjson
 
 from agents.dead_letter_log import (
     SUFFIX,
+    Cut,
     Entry,
     NotReplayableError,
     Replayer,
+    cut_for,
     dead_letter_topics,
+    delete_before,
     entry_of,
     replayable,
 )
@@ -37,7 +40,7 @@ _AGE: Final = re.compile(r"(\d{1,6})([smhd])")
 _UNIT_MS: Final = {"s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 
 
-class _Since(click.ParamType):
+class _Time(click.ParamType):
     """An age like 30m, 2h or 7d, or an ISO 8601 time; gives milliseconds UTC."""
 
     name = "age or time"
@@ -53,42 +56,73 @@ class _Since(click.ParamType):
             self.fail(f"{value!r} is neither an age (30m, 2h, 7d) nor an ISO 8601 time", param, ctx)
 
 
-_topic_option = click.option("--topic", metavar="NAME", help="Only this source topic, or this dead-letter topic.")
-_reason_option = click.option("--reason", metavar="REASON", help="Only letters of this reason.")
-_since_option = click.option(
-    "--since", type=_Since(), metavar="AGE|TIME", help="Only letters from then on: 30m, 2h, 7d or ISO 8601."
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """Which letters are meant. since and before: append time, ms; key: of the original record. None: any."""
+
+    topic: str | None = None
+    reason: str | None = None
+    since: int | None = None
+    before: int | None = None
+    key: str | None = None
+
+    def meets(self, entry: Entry) -> bool:
+        """Whether a letter is one of those meant; its topic is not looked at."""
+        return (
+            (self.reason is None or _reason(entry) == self.reason)
+            and (self.since is None or entry.timestamp >= self.since)
+            and (self.before is None or entry.timestamp < self.before)
+            and (self.key is None or (entry.letter is not None and _bytes(entry.letter.key) == self.key.encode()))
+        )
+
+
+_FILTERS: Final = (
+    click.option("--topic", metavar="NAME", help="Only this source topic, or this dead-letter topic."),
+    click.option("--reason", metavar="REASON", help="Only letters of this reason."),
+    click.option(
+        "--since", type=_Time(), metavar="AGE|TIME", help="Only letters from then on: 30m, 2h, 7d or ISO 8601."
+    ),
+    click.option("--before", type=_Time(), metavar="AGE|TIME", help="Only letters older than that."),
+    click.option("--key", metavar="USER", help="Only letters of records with this key, which is the user id."),
 )
 _json_option = click.option("--json", "as_json", is_flag=True, help="One JSON object instead of text.")
 
 
+def _filters(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the filters as options; it gets them as fields of `Filter`."""
+    for option in reversed(_FILTERS):
+        command = option(command)
+    return command
+
+
 @click.group()
 def dlq() -> None:
-    """List, show and replay dead letters: the records that could not be used, with the reason.
+    """List, show, replay and purge dead letters: the records that could not be used, with the reason.
 
     \b
     personas dlq list --since 1d
     personas dlq show watch-events 0 12
     personas dlq replay --topic watch-events --reason key_mismatch --dry-run
+    personas dlq purge --before 7d
     """
 
 
 @dlq.command("list")
-@_topic_option
-@_reason_option
-@_since_option
+@_filters
 @_json_option
-def list_(topic: str | None, reason: str | None, since: int | None, as_json: bool) -> None:
+def list_(as_json: bool, **filters: Any) -> None:  # noqa: ANN401
     """Count dead letters by topic and reason, with the position of the latest of each.
 
     \b
     personas dlq list
     personas dlq list --topic watch-events --since 2h --json
+    personas dlq list --key ann
     """
-    settings = load_settings()
-    counts: dict[str, Counter[str]] = {name: Counter() for name in _topics(settings, topic)}
+    settings, wanted = load_settings(), Filter(**filters)
+    counts: dict[str, Counter[str]] = {name: Counter() for name in _topics(settings, wanted.topic)}
     latest: dict[tuple[str, str], str] = {}
     with _one_line_errors(), TopicReader(settings) as log:
-        for entry in _entries(log, counts, reason, since):
+        for entry in _entries(log, counts, wanted):
             counts[entry.topic][_reason(entry)] += 1
             latest[entry.topic, _reason(entry)] = f"{entry.partition} {entry.offset}"
     if as_json:
@@ -134,30 +168,31 @@ def show(topic: str, partition: int, offset: int, as_json: bool) -> None:
 
 
 @dlq.command()
-@_topic_option
-@_reason_option
-@_since_option
+@_filters
+@click.option("--by-key", is_flag=True, help="To the partition of the key, as after `personas repartition`.")
 @click.option("--dry-run", is_flag=True, help="Say what would be sent, send nothing.")
 @_json_option
-def replay(topic: str | None, reason: str | None, since: int | None, dry_run: bool, as_json: bool) -> None:
+def replay(by_key: bool, dry_run: bool, as_json: bool, **filters: Any) -> None:  # noqa: ANN401
     """Send the original records back to their source topics, to the partition and with the key they had.
 
     A letter that does not hold its whole record (64 KiB of value, 1 KiB of key) is passed over and counted.
-    Each replayed record carries the header `replayed-from`. Replaying twice sends twice.
+    Each replayed record carries the header `replayed-from`. Replaying twice sends twice. Records from before a
+    change of the partition count go with --by-key: to where their keys belong now.
 
     \b
     personas dlq replay --topic watch-events --reason unknown_schema_version --dry-run
     personas dlq replay --topic watch-events --since 1d
+    personas dlq replay --key ann
 
     Exit status 1 if a record could not be sent.
     """
-    settings = load_settings()
+    settings, wanted = load_settings(), Filter(**filters)
     sent: Counter[str] = Counter()
     passed_over: Counter[str] = Counter()
     with _one_line_errors(), TopicReader(settings) as log:
-        replayer = Replayer(settings)
+        replayer = Replayer(settings, (lambda name: len(log.partitions(name))) if by_key else None)
         try:
-            for entry in _entries(log, _topics(settings, topic), reason, since):
+            for entry in _entries(log, _topics(settings, wanted.topic), wanted):
                 try:
                     record = replayable(entry)
                 except NotReplayableError as error:
@@ -183,11 +218,67 @@ def replay(topic: str | None, reason: str | None, since: int | None, dry_run: bo
         sys.exit(1)
 
 
-def _entries(log: TopicReader, topics: Iterable[str], reason: str | None, since: int | None) -> Iterator[Entry]:
+@dlq.command()
+@_filters
+@click.option("--dry-run", is_flag=True, help="Say what would be deleted, delete nothing.")
+@click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
+@_json_option
+def purge(dry_run: bool, yes: bool, as_json: bool, **filters: Any) -> None:  # noqa: ANN401
+    """Delete dead letters for good.
+
+    Kafka deletes only the beginning of a topic, up to a letter. So the letters meant must be the oldest ones: where
+    others stand before them, nothing is deleted and those are counted. Letters that arrive meanwhile stay. Without
+    purging, letters are deleted after 28 days.
+
+    \b
+    personas dlq purge --before 7d --dry-run
+    personas dlq purge --topic watch-events --yes
+    personas dlq purge --topic watch-events --reason not_json
+
+    Exit status 1 if other letters are in the way, or Kafka refused.
+    """
+    settings, wanted = load_settings(), Filter(**filters)
+    with _one_line_errors():
+        with TopicReader(settings) as log:
+            cuts = [
+                cut_for(name, map(entry_of, log.read(name)), wanted.meets, _reason)
+                for name in _topics(settings, wanted.topic)
+            ]
+        cuts = [cut for cut in cuts if cut.chosen]
+        _refuse_to_delete_others(cuts)
+        chosen = sum(cut.chosen for cut in cuts)
+        if chosen and not dry_run:
+            if not yes:
+                click.confirm(f"Delete {chosen} dead letters for good?", abort=True, err=True)
+            delete_before(settings, cuts)
+    if as_json:
+        result = {"dry_run": dry_run, "deleted": {cut.topic: cut.chosen for cut in cuts}}
+        click.echo(orjson.dumps(result, option=orjson.OPT_INDENT_2))
+        return
+    for cut in cuts:
+        click.echo(f"{'would delete' if dry_run else 'deleted'} {cut.chosen} of {cut.topic}")
+    if not cuts:
+        click.echo("no such dead letters")
+
+
+def _refuse_to_delete_others(cuts: Iterable[Cut]) -> None:
+    """Exit with 1 if letters that are not meant would be deleted too."""
+    blocked = [cut for cut in cuts if cut.others]
+    for cut in blocked:
+        reasons = ", ".join(f"{reason} {count}" for reason, count in cut.others.most_common())
+        click.echo(
+            f"error: {cut.others.total()} other letters of {cut.topic} stand before the last of the {cut.chosen} meant "
+            f"({reasons}), and Kafka deletes only from a topic's beginning; nothing was deleted. Replay or keep what "
+            "is needed of them (`personas dlq replay`, `personas dlq show`), then purge by --topic and --before alone",
+            err=True,
+        )
+    if blocked:
+        sys.exit(1)
+
+
+def _entries(log: TopicReader, topics: Iterable[str], wanted: Filter) -> Iterator[Entry]:
     for topic in topics:
-        for entry in map(entry_of, log.read(topic, since)):
-            if reason is None or _reason(entry) == reason:
-                yield entry
+        yield from filter(wanted.meets, map(entry_of, log.read(topic, wanted.since)))
 
 
 def _topics(settings: Settings, topic: str | None) -> list[str]:

@@ -11,23 +11,28 @@ from enum import StrEnum
 from typing import Final
 
 import click
+import numpy as np
+import numpy.typing as npt
 import orjson
 from confluent_kafka import Message
 
 from agents.artefacts import load_current_registry, load_format, load_thresholds
-from agents.kafka_admin import KafkaRefused, KafkaUnavailable, prefixed, verify_topics, wait_for_kafka
+from agents.kafka_admin import ABSENT, KafkaRefused, KafkaUnavailable, prefixed, verify_topics, wait_for_kafka
+from agents.repartition import partition_counts, stored_states
 from agents.settings import Settings, SettingsError, load_settings
 from agents.stores.cassandra import CassandraStore
 from agents.stores.migrate import packaged_migrations, schema_session, schema_state, where
 from agents.stores.ports import StoreError
 from agents.topic_reader import TopicReader
+from streams.columns import Decode
 from streams.decoding import Rejected, RejectReason
 from streams.identifiers import murmur2_partition
-from streams.topics import TOPICS, WATCH_EVENTS
-from streams.watch import Decode
+from streams.state import StateError
+from streams.topics import INTERESTS_CHANGELOG, TOPICS, WATCH_EVENTS
 
 CONNECT_SECONDS: Final = 5.0
 SAMPLE_PER_PARTITION: Final = 100
+GUIDE: Final = "docs/operations.md, Changing the partition count"
 
 
 class Status(StrEnum):
@@ -53,8 +58,8 @@ class Check:
 def doctor(as_json: bool) -> None:
     """Check settings, connections, topics and key placement.
 
-    Looks at Kafka and its topics, the keys and partitions of the latest watch events, Cassandra and its schema, Triton
-    and the student model, the registry and the thresholds. Changes nothing.
+    Looks at Kafka and its topics, the keys and partitions of the latest watch events and of the oldest and latest
+    states, Cassandra and its schema, Triton and the student model, the registry and the thresholds. Changes nothing.
 
     \b
     personas doctor
@@ -122,8 +127,12 @@ def _kafka(settings: Settings) -> Iterator[Check]:
             yield Check("topic", Status.FAIL, str(mismatch))
         if not mismatches:
             yield Check("topics", Status.OK, f"{len(TOPICS)} as needed")
+        absent = {mismatch.topic for mismatch in mismatches if mismatch.found == ABSENT}
         if not any(mismatch.topic == prefixed(settings, WATCH_EVENTS) for mismatch in mismatches):
             yield from _keys(settings)
+        if not absent & {prefixed(settings, topic.name) for topic in TOPICS if topic.per_user}:
+            yield from _partition_counts(settings)
+            yield from _states(settings)
     except (KafkaUnavailable, KafkaRefused) as error:
         yield Check("topics and keys", Status.FAIL, str(error), "see the message; `personas init` creates topics")
 
@@ -159,6 +168,74 @@ def _keys(settings: Settings) -> Iterator[Check]:
         )
     if fine and not wrong_key and not misplaced:
         yield Check("keys", Status.OK, f"{fine} {sampled} are keyed by user_id and lie where they belong")
+
+
+def _partition_counts(settings: Settings) -> Iterator[Check]:
+    """Whether a viewer's records have the same partition number on every topic, the one that workers are told."""
+    with TopicReader(settings) as reader:
+        counts = partition_counts(settings, reader)
+    name = "partition counts"
+    if len(set(counts.values())) > 1:
+        shown = ", ".join(f"{topic} {count}" for topic, count in counts.items())
+        remedy = (
+            f"if it was interrupted, run `personas repartition --partitions {max(counts.values())}` again ({GUIDE})"
+        )
+        yield Check(name, Status.FAIL, f"the per-user topics differ: {shown}", remedy)
+        return
+    (count,) = set(counts.values())
+    if count != settings.partitions:
+        detail = f"the per-user topics have {count} partitions, PERSONAS_PARTITIONS is {settings.partitions}"
+        remedy = f"set PERSONAS_PARTITIONS={count} for every worker; to change the topics, see {GUIDE}"
+        yield Check(name, Status.FAIL, detail, remedy)
+        return
+    yield Check(name, Status.OK, f"{count} on every per-user topic")
+
+
+def _states(settings: Settings) -> Iterator[Check]:
+    """Whether states lie on the partition of their key: the oldest records too, which is what a new count leaves."""
+    changelog = prefixed(settings, INTERESTS_CHANGELOG)
+    with TopicReader(settings) as reader:
+        count = len(reader.partitions(changelog))
+        looked_at, misplaced, foreign = 0, 0, 0
+        for partition in range(count):
+            try:
+                keys, states = _some_states(reader, changelog, partition)
+            except StateError as error:
+                remedy = "only this project writes there; run the version that wrote it"
+                yield Check("states", Status.FAIL, f"{changelog} partition {partition}: {error}", remedy)
+                return
+            looked_at += len(keys)
+            suspects = {key for key in keys if murmur2_partition(key, count) != partition}
+            misplaced += len(_held(reader, changelog, partition, suspects))
+            foreign += int(np.count_nonzero((states["watch_offset"] >= 0) & (states["watch_partition"] != partition)))
+    remedy = f"see {GUIDE}; `personas repartition --partitions {count} --dry-run` counts all of them"
+    if misplaced:
+        detail = f"{misplaced} of {looked_at} states of {changelog} are not on the partition of their key"
+        yield Check("states", Status.FAIL, detail, remedy)
+    elif foreign:
+        detail = f"{foreign} of {looked_at} states of {changelog} count by the offsets of another watch partition"
+        yield Check("states", Status.FAIL, detail, remedy)
+    else:
+        yield Check("states", Status.OK, f"{looked_at} oldest and latest states lie where their keys belong")
+
+
+def _some_states(reader: TopicReader, changelog: str, partition: int) -> tuple[list[bytes], npt.NDArray[np.void]]:
+    """The oldest and the latest states of a partition: keys, and the first fields of what the sample has newest."""
+    start, end = reader.ends(changelog, partition)
+    first = min(end, start + SAMPLE_PER_PARTITION)
+    return stored_states(reader, changelog, partition, [(start, first), (max(first, end - SAMPLE_PER_PARTITION), end)])
+
+
+def _held(reader: TopicReader, changelog: str, partition: int, keys: set[bytes]) -> set[bytes]:
+    """Those of `keys` that a partition really holds: a later tombstone may stand outside the sample."""
+    held: set[bytes] = set()
+    if not keys:
+        return held
+    for message in reader.read_range(changelog, partition, *reader.ends(changelog, partition)):
+        key = message.key()
+        if key in keys:
+            held.add(key) if message.value() is not None else held.discard(key)
+    return held
 
 
 _FINE: Final = "fine"

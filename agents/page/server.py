@@ -30,15 +30,21 @@ def _alive() -> bool:
     return True
 
 
+def _moving() -> str | None:
+    return None
+
+
 def create_page(
     source: PageSource,
     *,
     alive: Callable[[], bool] = _alive,
+    stalled: Callable[[], str | None] = _moving,
     ready: Callable[[], Awaitable[Mapping[str, Health]]] | None = None,
 ) -> web.Application:
     """The page as an aiohttp application; it starts and stops `source` with itself.
 
-    `/healthz` answers 200 while `alive()`, else 503: a supervisor restarts the worker then. `/readyz` answers
+    `/healthz` answers 200 while `alive()` and `stalled()` names nothing that stands still, else 503 with the
+    `problem`: a supervisor restarts the worker then. `/readyz` answers
     with the parts of `ready()` (default: the source's): 503 if one is down, else 200, degraded included.
     `/api/overview`, `/api/latest` and `/api/viewers/USER` (or `/api/viewers?user_id=USER`, for ids that a
     path cannot hold) answer with the records of `agents.page.source` as JSON.
@@ -64,7 +70,8 @@ def create_page(
         return _json(card)
 
     async def healthz(_: web.Request) -> web.Response:
-        return _json({"alive": True}) if alive() else _json({"alive": False}, 503)
+        problem = stalled() if alive() else "an app of this worker failed; see its log"
+        return _json({"alive": True}) if problem is None else _json({"alive": False, "problem": problem}, 503)
 
     async def readyz(_: web.Request) -> web.Response:
         health = await parts()

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from agents.artefacts import load_thresholds
 from agents.compiled import empty_states, kernel
 from agents.settings import Settings
-from streams.interests import DAY_MS
+from streams.counting import DAY_MS
 from streams.mixture import Model
 from streams.prequential import Rule
 from streams.simulation import SimulatedStream, Viewer, simulate

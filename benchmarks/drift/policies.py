@@ -17,7 +17,7 @@ from river.drift import ADWIN, KSWIN, PageHinkley
 
 from benchmarks.drift import ours
 from benchmarks.drift.traces import DECAYED, FIRST, MIXTURE, PRIOR_WEIGHT, SHORT_BLEND, Floats, Trace, divergence
-from streams.interests import LONG_DAYS, LONG_EVENTS, SHORT_DAYS, SHORT_EVENTS
+from streams.counting import LONG_DAYS, LONG_EVENTS, SHORT_DAYS, SHORT_EVENTS
 
 COOL_DOWN: Final = 6
 """Fewest events between two refreshes of the divergence policy."""

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.drift import ours
-from streams.interests import DAY_MS, LONG_DAYS, LONG_EVENTS, SESSION_GAP_MS, SHORT_DAYS, SHORT_EVENTS
+from streams.counting import DAY_MS, LONG_DAYS, LONG_EVENTS, SESSION_GAP_MS, SHORT_DAYS, SHORT_EVENTS
 from streams.simulation import SimulatedStream
 
 Floats = npt.NDArray[np.float64]

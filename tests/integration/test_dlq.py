@@ -14,6 +14,7 @@ from agents.settings import Settings
 from agents.topic_reader import TopicReader
 from streams.dead_letters import dead_letter
 from streams.decoding import Rejected, RejectReason
+from streams.identifiers import murmur2_partition
 from streams.records import encode
 from streams.topics import REFRESH_REQUESTS, TOPICS, UPGRADE_REQUESTS, USER_CONTROLS, WATCH_EVENTS, dead_letters_of
 from tests.command_line import run
@@ -26,7 +27,7 @@ BINARY = b"\xff\x00\x1b[31mred"
 ESCAPES = "\x1b[31mred \u202etitle".encode()
 LETTERS = [
     (RejectReason.MISSING_FIELD, b"ann", TEXT, 2),
-    (RejectReason.NOT_JSON, b"bob", BINARY, 0),
+    (RejectReason.NOT_JSON, b"bob", BINARY, 1),
     (RejectReason.NOT_JSON, None, ESCAPES, 1),
     (RejectReason.NULL_VALUE, b"cat", None, 0),
     (RejectReason.TOO_LARGE, b"dan", b"x" * 70_000, 0),
@@ -168,7 +169,7 @@ def test_replay_sends_the_original_bytes_key_and_partition(settings: Settings) -
     }
     assert found == {
         TEXT: (b"ann", 2, [(REPLAY_HEADER, f"{name}/0/0".encode())]),
-        BINARY: (b"bob", 0, [(REPLAY_HEADER, f"{name}/0/1".encode())]),
+        BINARY: (b"bob", 1, [(REPLAY_HEADER, f"{name}/0/1".encode())]),
         ESCAPES: (None, 1, [(REPLAY_HEADER, f"{name}/0/2".encode())]),
     }
 
@@ -189,6 +190,51 @@ def test_requests_of_both_kinds_go_back_to_their_own_topic(settings: Settings) -
     assert orjson.loads(result.stdout)["sent"] == {prefixed(settings, UPGRADE_REQUESTS): 1}
     (message,) = read(settings, UPGRADE_REQUESTS)
     assert (message.key(), message.value(), message.partition()) == (b"eve", b"{}", 1)
+
+
+@pytest.mark.parametrize(("key", "total"), [("ann", 1), ("k" * 2_000, 0), ("nobody", 0)])
+def test_list_filters_by_key(settings: Settings, key: str, total: int) -> None:
+    result = run(settings, "dlq", "list", "--topic", WATCH_EVENTS, "--key", key, "--json")
+    assert orjson.loads(result.stdout)["total"] == total
+
+
+@pytest.mark.parametrize(("before", "total"), [("1h", 0), ("2100-01-01", 8)])
+def test_list_filters_by_age(settings: Settings, before: str, total: int) -> None:
+    result = run(settings, "dlq", "list", "--topic", WATCH_EVENTS, "--before", before, "--json")
+    assert orjson.loads(result.stdout)["total"] == total
+
+
+def test_replay_by_key_goes_where_the_key_belongs(settings: Settings) -> None:
+    before = len(read(settings, WATCH_EVENTS))
+    options = ["--topic", WATCH_EVENTS, "--key", "bob", "--by-key"]
+    assert run(settings, "dlq", "replay", *options).exit_code == 0
+    messages = read(settings, WATCH_EVENTS)
+    assert len(messages) == before + 1
+    (placed,) = {m.partition() for m in messages if m.key() == b"bob"} - {1}
+    assert placed == murmur2_partition(b"bob", 3)
+
+
+def test_purge_refuses_where_other_letters_would_go_too(settings: Settings) -> None:
+    before = run(settings, "dlq", "list", "--json").stdout
+    result = run(settings, "dlq", "purge", "--topic", WATCH_EVENTS, "--reason", "not_json", "--yes")
+    assert result.exit_code == 1
+    for part in (
+        "5 other letters",
+        "3 meant",
+        "missing_field 1",
+        "only from a topic's beginning",
+        "nothing was deleted",
+    ):
+        assert part in result.stderr
+    assert run(settings, "dlq", "list", "--json").stdout == before
+
+
+def test_purge_asks_and_a_dry_run_deletes_nothing(settings: Settings) -> None:
+    before = run(settings, "dlq", "list", "--json").stdout
+    dry = run(settings, "dlq", "purge", "--dry-run", "--json")
+    assert sum(orjson.loads(dry.stdout)["deleted"].values()) == orjson.loads(before)["total"]
+    assert run(settings, "dlq", "purge").exit_code == 1  # nobody confirms
+    assert run(settings, "dlq", "list", "--json").stdout == before
 
 
 def test_a_partition_that_is_gone_is_a_failure(settings: Settings) -> None:
@@ -212,3 +258,24 @@ def test_absent_topics_say_what_to_run(kafka: Stack) -> None:
 def test_every_topic_with_dead_letters_is_listed(settings: Settings) -> None:
     listed = orjson.loads(run(settings, "dlq", "list", "--json").stdout)["topics"]
     assert set(listed) == {prefixed(settings, t.name) for t in TOPICS if t.name.endswith("dead-letters")}
+
+
+def test_purge_deletes_the_oldest_letters_and_no_others(settings: Settings) -> None:
+    oldest = run(settings, "dlq", "purge", "--topic", WATCH_EVENTS, "--reason", "missing_field", "--yes", "--json")
+    assert (oldest.exit_code, orjson.loads(oldest.stdout)) == (
+        0,
+        {"dry_run": False, "deleted": {prefixed(settings, dead_letters_of(WATCH_EVENTS)): 1}},
+    )
+    counts = orjson.loads(run(settings, "dlq", "list", "--topic", WATCH_EVENTS, "--json").stdout)
+    assert counts["topics"][prefixed(settings, dead_letters_of(WATCH_EVENTS))] == {
+        "not_json": 3,
+        "null_value": 1,
+        "too_large": 1,
+        "empty_id": 1,
+        "unreadable": 1,
+    }
+    assert run(settings, "dlq", "show", WATCH_EVENTS, "0", "0").exit_code == 1
+    everything = run(settings, "dlq", "purge", "--yes")
+    assert everything.exit_code == 0
+    assert orjson.loads(run(settings, "dlq", "list", "--json").stdout)["total"] == 0
+    assert run(settings, "dlq", "purge", "--yes").output.strip() == "no such dead letters"

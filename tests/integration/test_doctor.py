@@ -10,13 +10,16 @@ from pathlib import Path
 import orjson
 import pytest
 from confluent_kafka import Producer
+from confluent_kafka.admin import AdminClient, NewPartitions  # type: ignore[attr-defined]
 
 from agents.cli.doctor import Check, Status, run_checks
 from agents.cli.init import initialise
 from agents.kafka_admin import confluent_options, prefixed
+from agents.repartition import repartition
 from agents.settings import Settings
 from streams.identifiers import murmur2_partition
-from streams.topics import TOPICS, WATCH_EVENTS
+from streams.state import new_state, to_bytes
+from streams.topics import INTERESTS_CHANGELOG, PERSONAS, TOPICS, WATCH_EVENTS
 from tests.command_line import run
 from tests.conftest import Stack
 
@@ -176,3 +179,80 @@ def test_another_model_name_fails(settings: Settings, triton: Stack) -> None:
     found = checks(replace(settings, triton_url=triton.triton_grpc, student_model="nobody"))
     assert found["student"].status is Status.FAIL
     assert "PERSONAS_STUDENT_MODEL" in found["student"].remedy
+
+
+def state_of(user: str, partition: int, offset: int = 5) -> tuple[bytes, bytes, int]:
+    """A changelog record: the state of a viewer who was counted on this partition."""
+    state = new_state()
+    state["watch_partition"], state["watch_offset"] = partition, offset
+    return user.encode(), to_bytes(state), partition
+
+
+def store(settings: Settings, records: Sequence[tuple[bytes, bytes | None, int]]) -> None:
+    producer = Producer(confluent_options(settings))
+    for key, value, partition in records:
+        producer.produce(prefixed(settings, INTERESTS_CHANGELOG), value, key, partition)
+    assert producer.flush(20) == 0
+
+
+def raise_counts(settings: Settings, count: int, names: Sequence[str]) -> None:
+    admin = AdminClient(confluent_options(settings))
+    for name in names:
+        admin.create_partitions([NewPartitions(prefixed(settings, name), count)])[prefixed(settings, name)].result()
+
+
+PER_USER = [topic.name for topic in TOPICS if topic.per_user]
+VIEWERS = [f"viewer-{number}" for number in range(150)]
+
+
+def test_states_where_their_keys_belong_are_ok(settings: Settings) -> None:
+    mine = fresh(settings, "states")
+    store(mine, [state_of(user, murmur2_partition(user.encode(), PARTITIONS)) for user in VIEWERS])
+    found = checks(mine)
+    assert found["partition counts"].status is Status.OK
+    assert (found["states"].status, found["states"].detail.partition(" ")[0]) == (Status.OK, "150")
+
+
+def test_counts_that_differ_name_the_command_that_goes_on(settings: Settings) -> None:
+    mine = fresh(settings, "halfway")
+    raise_counts(mine, 6, [INTERESTS_CHANGELOG, PERSONAS])
+    found = checks(mine)["partition counts"]
+    assert found.status is Status.FAIL
+    assert f"{prefixed(mine, PERSONAS)} 6" in found.detail
+    assert "personas repartition --partitions 6" in found.remedy
+
+
+def test_another_count_than_the_setting_names_the_setting(settings: Settings) -> None:
+    mine = fresh(settings, "setting")
+    found = checks(replace(mine, partitions=5))["partition counts"]
+    assert found.status is Status.FAIL
+    assert found.remedy.startswith(f"set PERSONAS_PARTITIONS={PARTITIONS} ")
+
+
+def test_counts_raised_without_moving_states_fail_until_they_are_moved(settings: Settings) -> None:
+    mine = fresh(settings, "raised")
+    store(mine, [state_of(user, murmur2_partition(user.encode(), PARTITIONS)) for user in VIEWERS])
+    raise_counts(mine, 6, PER_USER)
+    mine = replace(mine, partitions=6)
+    found = checks(mine)
+    assert found["partition counts"].status is Status.OK
+    assert found["states"].status is Status.FAIL
+    assert "personas repartition --partitions 6" in found["states"].remedy
+    repartition(mine, 6, lambda _: None, overwrite=True)
+    assert checks(mine)["states"].status is Status.OK
+
+
+def test_markers_of_another_partition_fail(settings: Settings) -> None:
+    mine = fresh(settings, "markers")
+    place = murmur2_partition(b"ann", PARTITIONS)
+    key, value, _ = state_of("ann", (place + 1) % PARTITIONS)
+    store(mine, [(key, value, place)])
+    found = checks(mine)["states"]
+    assert found.status is Status.FAIL
+    assert "offsets of another watch partition" in found.detail
+
+
+def test_unreadable_states_fail(settings: Settings) -> None:
+    mine = fresh(settings, "unreadable")
+    store(mine, [(b"ann", b"no state", 0)])
+    assert "partition 0: state of layout" in checks(mine)["states"].detail

@@ -18,7 +18,7 @@ from agents.replay import Event, ReplayDriver
 from agents.settings import Settings
 from agents.topic_reader import TopicReader
 from streams import topics
-from streams.state import OPTED_OUT, from_bytes
+from streams.state import OPTED_OUT, from_bytes, to_bytes
 from tests.builders import START, control
 from tests.conftest import Stack
 from tests.workers import Workers, send, table_of, until, until_counted
@@ -136,7 +136,7 @@ async def test_a_log_that_ends_below_the_markers_is_refused(settings: Settings, 
     worker.kill()
     async with AIOKafkaProducer(bootstrap_servers=settings.kafka_bootstrap) as producer:
         topic = prefixed(settings, topics.INTERESTS_CHANGELOG)
-        await producer.send_and_wait(topic, state.tobytes(), key=changelog[-1].key(), partition=partition)
+        await producer.send_and_wait(topic, to_bytes(state), key=changelog[-1].key(), partition=partition)
     second = workers.start()
     assert await asyncio.to_thread(second.process.wait, 60) == 1
     assert "the log was truncated" in workers.logs()

@@ -38,7 +38,7 @@ from agents.calibration import (
 from agents.cli import personas
 from agents.clusters.files import PACKAGED, packaged_registry
 from agents.settings import Settings
-from streams.interests import DAY_MS
+from streams.counting import DAY_MS
 from streams.mixture import Constants, Model
 from streams.simulation import Viewer, simulate
 

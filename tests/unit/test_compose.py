@@ -39,7 +39,7 @@ WORKERS = ["watch", "persona"]
 STUDENTS = ["triton", "triton-gpu"]
 ONE_SHOT = "init"
 DOCKERFILES = [Dockerfile.read(ROOT / "Dockerfile"), Dockerfile.read(ROOT / "triton_models" / "Dockerfile")]
-FILE_SETTINGS = {"kafka_ca_file", "registry", "thresholds", "field_mapping"}
+FILE_SETTINGS = {"kafka_ca_file", "registry", "thresholds", "field_mapping", "state_folder"}
 """Paths: a file of the host needs a mount, so they are set in an override file."""
 
 each_dockerfile = pytest.mark.parametrize("dockerfile", DOCKERFILES, ids=lambda d: str(d.path.relative_to(ROOT)))

@@ -26,7 +26,20 @@ from agents.page.source import MemoryPageSource, Overview
 from agents.persona_writer import MAXIMUM_PERSONA_BYTES
 from agents.settings import ENVIRONMENT_PREFIX, Settings
 from agents.telemetry import CATALOGUE
-from streams import decoding, interests, positions, records, selection, state, topics, trigger, watch, wording
+from streams import (
+    columns,
+    counting,
+    decoding,
+    interests,
+    positions,
+    records,
+    selection,
+    state,
+    topics,
+    trigger,
+    watch,
+    wording,
+)
 from streams import personas as composing
 from streams.dead_letters import MAXIMUM_KEY, MAXIMUM_PAYLOAD
 from streams.decoding import Decoded, RejectReason, decode_event
@@ -356,12 +369,12 @@ def facts() -> dict[str, str]:
     minute, day = 60_000, DAY_MS
     thresholds = load_thresholds(Path())
     settings = Settings()
-    short, long = interests.SHORT_EVENTS, interests.LONG_EVENTS
+    short, long = counting.SHORT_EVENTS, counting.LONG_EVENTS
     return {
         "future": f"more than {decoding.FUTURE_TOLERANCE_MS // minute} minutes after the append time",
-        "late": f"Up to {watch.LATE_AFTER_MS // minute} minutes behind it",
-        "too late": f"More than {watch.TOO_LATE_MS // day} days behind it is a dead letter",
-        "record": f"value above {watch.MAXIMUM_RECORD_BYTES:,} bytes",
+        "late": f"Up to {counting.LATE_AFTER_MS // minute} minutes behind it",
+        "too late": f"More than {counting.TOO_LATE_MS // day} days behind it is a dead letter",
+        "record": f"value above {columns.MAXIMUM_RECORD_BYTES:,} bytes",
         "persona": f"a persona above {MAXIMUM_PERSONA_BYTES:,} bytes",
         "watch_ms": f"clamped to {decoding.MAXIMUM_WATCH_MS // 3_600_000} hours",
         "duration": f"or above {decoding.MAXIMUM_DURATION_MS // day} days",
@@ -371,12 +384,12 @@ def facts() -> dict[str, str]:
         "user id": f"| `user_id` | text, 1 to {decoding.MAXIMUM_USER_ID_BYTES} bytes |",
         "ids": f"| `video_id` | text, 1 to {decoding.MAXIMUM_ID_BYTES} bytes |",
         "ring": f"among the viewer's last {state.RING} events",
-        "gap": f"a gap of more than {interests.SESSION_GAP_MS // minute} minutes",
-        "cap": f"gains a weight of at most {interests.SESSION_CAP:.0f} per session",
+        "gap": f"a gap of more than {counting.SESSION_GAP_MS // minute} minutes",
+        "cap": f"gains a weight of at most {counting.SESSION_CAP:.0f} per session",
         "minimum": f"0 below {interests.MINIMUM_FRACTION}",
-        "qualifying": f"has a weight of {interests.QUALIFYING_WEIGHT} or more and a cluster",
+        "qualifying": f"has a weight of {counting.QUALIFYING_WEIGHT} or more and a cluster",
         "half-lives": f"by half every {short:.0f} (short horizon) or {long:.0f} (long horizon) units",
-        "days": f"every {interests.SHORT_DAYS:.0f} or {interests.LONG_DAYS:.0f} days",
+        "days": f"every {counting.SHORT_DAYS:.0f} or {counting.LONG_DAYS:.0f} days",
         "slots": f"A viewer has {state.SLOTS} clusters at a time",
         "lists": f"the hidden list ({state.HIDDEN}; the oldest entry gives way)",
         "pins": f"the pinned list ({state.PINNED})",

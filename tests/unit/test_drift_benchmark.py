@@ -32,7 +32,7 @@ from benchmarks.drift.policies import (
 from benchmarks.drift.report import bars, beats_every_80
 from benchmarks.drift.traces import DECAYED, FIRST, Trace, decayed, divergence, trace
 from streams import prequential
-from streams.interests import DAY_MS
+from streams.counting import DAY_MS
 from streams.simulation import SimulatedStream, Viewer, simulate
 
 

@@ -32,7 +32,7 @@ from streams.mixture import (
     withdraw,
 )
 from streams.prequential import share_of, watch
-from streams.state import COUNTS, EMPTY, EXPERTS, SLOTS, STATE, from_bytes, slot_of
+from streams.state import COUNTS, EMPTY, EXPERTS, SLOTS, STATE, UNIT, from_bytes, slot_of
 from streams.trigger import LEAST, MOST
 from tests.builders import START, control, make_configuration, make_registry, watches
 
@@ -293,11 +293,11 @@ async def test_forgetting_a_video_takes_its_draws_back() -> None:
     before = from_bytes(driver.states["ann"])
     slot = slot_of(before, 0)
     video = before["ring_video"] == video_key("c0v0")
-    drawn = float(before["ring_draw"][video].sum())
+    drawn = float(before["ring_draw"][video].sum()) * UNIT
     assert (video.sum(), 0.0 < drawn < 2.0) == (2, True)
     await driver.run([control("ann", "forget_video", video_id="c0v0")])
     after = from_bytes(driver.states["ann"])
-    assert float(after["count"][0, slot]) == pytest.approx(float(before["count"][0, slot]) - drawn, abs=1e-5)
+    assert float(after["count"][0, slot]) == pytest.approx(float(before["count"][0, slot]) - drawn, abs=UNIT)
     assert float(after["total"][0]) == pytest.approx(float(before["total"][0]) - drawn, abs=1e-5)
     assert not after["ring_draw"][video].any()
     await driver.run([control("ann", "forget_video", START + 1, video_id="c0v0")])

@@ -29,6 +29,7 @@ from agents.stores.ports import StoredPersona, StoreRejected, StoreUnavailable
 from agents.student_client import Answer, StudentFailed, StudentUnavailable
 from agents.telemetry import Telemetry, create_telemetry
 from streams import topics
+from streams.columns import Headers
 from streams.decoding import decode_persona, decode_record
 from streams.personas import ErasureReceipt, content_keys, plan, receipt_key, texts_of
 from streams.prompts import Prompt, build_prompt
@@ -43,7 +44,7 @@ from streams.records import (
     persona_version,
     removal_version,
 )
-from streams.watch import Headers, InputRecord, Output
+from streams.watch import InputRecord, Output
 from streams.wording import split_task, task_keys, template_wording
 from tests.request_samples import HOUR, NOON, sample_context, sample_request
 

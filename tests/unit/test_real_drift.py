@@ -24,7 +24,7 @@ from benchmarks.real_drift import (
     unspliced,
     write,
 )
-from streams.interests import DAY_MS
+from streams.counting import DAY_MS
 from streams.mixture import Constants
 from streams.trigger import Thresholds
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from agents.replay import AdoptRegistry, ReplayDriver
 from streams import topics
-from streams.interests import advance, count_watch, draw
+from streams.counting import advance, count_watch, draw
 from streams.mixture import Model, Record, describe, estimate, fresh_draws
 from streams.prequential import share_of
 from streams.registry import Registry
@@ -35,8 +35,8 @@ def watched(clusters: Sequence[int]) -> State:
         ts = START + i * 60 * MINUTE
         advance(state, ts)
         state["in_session"] = 0
-        slot, counted = count_watch(state, cluster, 1.0, ts, i + 1, MODEL, evidence=True)
-        draw(state, slot, counted, MODEL, autoplay=False)
+        slot, counted = count_watch(state, cluster, 1.0, ts, i + 1, MODEL, True)
+        draw(state, slot, counted, MODEL, False)
     describe(state, *estimate(state, MODEL))
     return state
 

@@ -9,7 +9,7 @@ from itertools import islice
 import numpy as np
 import pytest
 
-from streams.interests import DAY_MS, SESSION_GAP_MS
+from streams.counting import DAY_MS, SESSION_GAP_MS
 from streams.mixture import Floats
 from streams.simulation import (
     BINGE_EVENTS,

@@ -13,12 +13,14 @@ import pytest
 from agents.artefacts import load_thresholds
 from agents.calibration import SETTLED, false_per_1k, run, simulated
 from agents.settings import Settings, SettingsError
-from streams.interests import DAY_MS, distribution
+from streams.ageing import IDLE_DAYS
+from streams.counting import DAY_MS, notice
+from streams.interests import Distribution, distribution
 from streams.mixture import Constants, Model
 from streams.prequential import watch
 from streams.records import Rule
 from streams.simulation import Kind, Purpose, SimulatedStream, population
-from streams.state import State, new_state
+from streams.state import SLOTS, State, new_state
 from streams.trigger import (
     MOST,
     SETTLING,
@@ -28,7 +30,7 @@ from streams.trigger import (
     adopt,
     distance,
     fired,
-    observe,
+    gates,
     read_thresholds,
 )
 
@@ -83,6 +85,10 @@ def test_stable_viewers_seldom_pass_the_null_quantile() -> None:
 # Which rule, when
 
 
+GATES = gates(POLICY, THRESHOLDS, IDLE_DAYS * DAY_MS)
+NOBODY = Distribution(np.zeros(SLOTS), 1.0, np.zeros(SLOTS), np.zeros(SLOTS), 0.0, 0.0)
+
+
 def described(rule: Rule = Rule.COLD_START, clusters: tuple[int, ...] = (0, 1, 2)) -> State:
     """A viewer of 60 watches of these clusters in turn, whose persona was just asked for by this rule."""
     state = new_state()
@@ -98,13 +104,19 @@ def later(state: State, watches: int, clusters: tuple[int, ...] = (0, 1, 2)) -> 
     for i in range(watches):
         watch(state, clusters[i % len(clusters)], MODEL)
         state["qualifying"] = int(state["qualifying"]) + 1
-        observe(state, MODEL, THRESHOLDS)
+        notice(state, MODEL, GATES)
     return state
 
 
 def which(state: State, ts: int = START, policy: Policy = POLICY) -> Rule | None:
-    found = fired(state, ts, policy, MODEL, THRESHOLDS)
+    found = which_exactly(state, ts, policy)
     return None if found is None else found.rule
+
+
+def which_exactly(state: State, ts: int = START, policy: Policy = POLICY) -> Fired | None:
+    # A viewer without any watch has no estimate.
+    now = distribution(state, MODEL) if state["experts"] else NOBODY
+    return fired(state, now, ts, gates(policy, THRESHOLDS, IDLE_DAYS * DAY_MS), THRESHOLDS)
 
 
 def test_a_template_is_asked_for_once_and_the_first_persona_at_the_gate() -> None:
@@ -112,13 +124,13 @@ def test_a_template_is_asked_for_once_and_the_first_persona_at_the_gate() -> Non
     state["qualifying"] = 4
     assert which(state) is None
     state["qualifying"] = 5
-    assert fired(state, START, POLICY, MODEL, THRESHOLDS) == Fired(Rule.COLD_START, 5.0, 5.0, template_only=True)
+    assert which_exactly(state) == Fired(Rule.COLD_START, 5.0, 5.0, template_only=True)
     assert which(state, policy=Policy(template_after=0)) is None
     state["request_ts"] = START
     state["qualifying"] = 19
     assert which(state) is None
     state["qualifying"] = 20
-    assert fired(state, START, POLICY, MODEL, THRESHOLDS) == Fired(Rule.COLD_START, 20.0, 20.0)
+    assert which_exactly(state) == Fired(Rule.COLD_START, 20.0, 20.0)
 
 
 def test_regret_adds_up_every_few_watches_once_there_is_a_persona() -> None:
@@ -153,7 +165,7 @@ def test_regret_at_its_threshold_does_not_fire_and_above_it_does() -> None:
     state["regret"] = THRESHOLDS.regret
     assert which(state) is None
     state["regret"] = np.nextafter(THRESHOLDS.regret, 1)
-    found = fired(state, START, POLICY, MODEL, THRESHOLDS)
+    found = which_exactly(state)
     assert found is not None
     assert (found.value, found.threshold) == (float(state["regret"]), THRESHOLDS.regret)
 
@@ -162,11 +174,11 @@ def test_the_name_says_whether_chance_alone_goes_that_far() -> None:
     elsewhere = later(described(), 30, (10, 11, 12))
     assert which(elsewhere) is Rule.DRIFT
     now = distribution(elsewhere, MODEL)
-    found = distance(elsewhere, now, MODEL, THRESHOLDS)
+    found = distance(elsewhere, now, THRESHOLDS)
     assert found.divergence > found.null_quantile
     assert found.null_quantile == THRESHOLDS.null_quantile(min(now.n_eff, float(elsewhere["reference_n_eff"])))
     same = later(described(), 12)
-    assert distance(same, distribution(same, MODEL), MODEL, THRESHOLDS).divergence < found.null_quantile
+    assert distance(same, distribution(same, MODEL), THRESHOLDS).divergence < found.null_quantile
     same["regret"] = 1.0
     assert which(same) is Rule.MATURITY
 
@@ -193,7 +205,7 @@ def test_age_fires_after_the_days_it_is_given_unless_it_is_off() -> None:
     state["since_request"] = THRESHOLDS.cool_down
     due = START + 30 * DAY_MS
     assert which(state, due - 1) is None
-    assert fired(state, due, POLICY, MODEL, THRESHOLDS) == Fired(Rule.AGE, 30.0, 30.0)
+    assert which_exactly(state, due) == Fired(Rule.AGE, 30.0, 30.0)
     assert which(state, due, Policy(maximum_age_days=31)) is None
     assert which(state, START + 4_000 * DAY_MS, Policy(maximum_age_days=0)) is None
     state["regret"] = 1.0
@@ -205,7 +217,7 @@ def test_a_request_is_what_the_next_are_compared_with() -> None:
     now = distribution(state, MODEL)
     assert adopt(state, now, Rule.DRIFT, template_only=False) == 2
     assert which(state) is None
-    assert distance(state, now, MODEL, THRESHOLDS).divergence == pytest.approx(0.0, abs=1e-6)
+    assert distance(state, distribution(state, MODEL), THRESHOLDS).divergence == pytest.approx(0.0, abs=1e-6)
     assert (float(state["regret"]), int(state["since_request"]), int(state["request_ts"])) == (0.0, 0, START)
     assert int(state["student_sequence"]) == 1
 

@@ -1,0 +1,145 @@
+"""The states of one owned watch partition: recovered when it is assigned, written as they change, freed as they age."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from agents.changelog import PartitionChangelog
+from agents.disk_store import DiskStore, MemoryStore, StateStore
+from agents.settings import Settings
+from streams import topics
+from streams.ageing import prune, sweep
+from streams.state import from_values
+from streams.state_table import Changes, StateTable
+from streams.watch import Output, WatchConfiguration, highest_marker
+
+EXAMINED: Final = 2000
+"""Stored states looked at together when those that aged are searched."""
+EXPIRED: Final = (("reason", b"expired"),)
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """What tells one life of a partition's topics from another, and where its disk store is. Ids are Kafka's."""
+
+    partition: int
+    watch_id: str
+    changelog_id: str
+    folder: Path | None  # None: in memory alone
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """The states of a partition that was given up, complete to a changelog offset: for the case that it comes back."""
+
+    table: StateTable
+    offset: int
+
+
+class PartitionStates:
+    """The states of one owned partition, and how they are made durable. `open` it, `close` it when it moves away."""
+
+    def __init__(self, settings: Settings, place: Place, configuration: WatchConfiguration) -> None:
+        self._place = place
+        self._pack = configuration.kernel.pack
+        self._topic_id = configuration.topic_id
+        self._changelog = PartitionChangelog(settings, place.partition)
+        self._store: StateStore = MemoryStore()
+        self._forget_days = configuration.policy.forget_days
+        self.table = StateTable(self._store.get, self._pack)
+
+    async def open(self, kept: Kept | None, recovering: Callable[[int], None]) -> None:
+        """Fence the last owner and bring the states up to date. `recovering` is told each changelog offset reached.
+
+        Raises ChangelogError and StoreError.
+        """
+        bounds = await self._changelog.open()
+        if self._place.folder is not None:
+            self._store = DiskStore.open(self._place.folder, self._place.changelog_id, self._place.watch_id, bounds)
+        self.table = StateTable(self._store.get, self._pack)
+        start = self._store.offset
+        if kept is not None and self._place.folder is None and bounds.beginning <= kept.offset <= bounds.end:
+            self.table, start = kept.table, kept.offset
+
+        def apply(keys: Sequence[bytes], values: Sequence[bytes | None], next_offset: int) -> None:
+            if self._place.folder is None:
+                self.table.put(keys, values)
+            self._store.write(keys, values, next_offset, self._marker(values) if self._place.folder else -1)
+            recovering(next_offset)
+
+        end = await self._changelog.recover(apply, start)
+        self._store.write([], [], end, highest_marker(self.table.states, self._topic_id, self._place.partition))
+
+    @property
+    def highest_watch_offset(self) -> int:
+        """Highest offset of the watch partition that is in a state; -1: none."""
+        return self._store.highest_watch_offset
+
+    def keys(self) -> Iterator[bytes]:
+        """Keys of all viewers, in memory or stored."""
+        yield from self.table.keys()
+        yield from filter(lambda key: key not in self.table, self._store.keys())
+
+    async def write(self, changes: Changes, next_offset: int) -> None:
+        """The changelog, and after its transaction the store. next_offset: first one of the input that is not in them.
+
+        Raises ChangelogError, StoreError.
+        """
+        end = await self._changelog.flush(changes)
+        await asyncio.to_thread(self._store.write, changes.keys, changes.values, end, next_offset - 1)
+
+    async def close(self) -> Kept | None:
+        """Let go of the partition; gives what memory holds, if all of it is written."""
+        await self._changelog.close()
+        self._store.close()
+        if self.table.changed or self._place.folder is not None or self._store.offset is None:
+            return None
+        return Kept(self.table, self._store.offset)
+
+    # Ageing
+
+    def newest_event(self) -> int:
+        """Time of the newest event of any viewer in memory, ms; 0: none."""
+        return int(self.table.states["last_ts"].max(initial=0))
+
+    async def find_aged(self, clock: int, settled_offset: int) -> None:
+        """Take stored viewers of whom something can be freed into memory, for `free_aged`; in small steps.
+
+        clock: newest event time of the partition, ms; settled_offset: see `streams.ageing.sweep`.
+        """
+        batch: list[tuple[bytes, bytes]] = []
+        for item in self._store.items():
+            batch.append(item)
+            if len(batch) == EXAMINED:
+                self._take_aged(batch, clock, settled_offset)
+                batch = []
+                await asyncio.sleep(0)
+        self._take_aged(batch, clock, settled_offset)
+
+    def _take_aged(self, items: Sequence[tuple[bytes, bytes]], clock: int, settled_offset: int) -> None:
+        found = sweep(from_values([value for _, value in items]), clock, settled_offset, self._forget_days)
+        self.table.rows([items[i][0] for i in (*found.stubs.tolist(), *found.gone.tolist())])
+
+    def free_aged(self, clock: int, settled_offset: int) -> list[Output]:
+        """Prune the viewers in memory who were away for long, remove those who stayed away; returns what to tell."""
+        table = self.table
+        found = sweep(table.states, clock, settled_offset, self._forget_days)
+        stubs, gone = table.keys_of(found.stubs.tolist()), table.keys_of(found.gone.tolist())
+        for key in stubs:
+            state = table.state(key)
+            state[...] = prune(state)
+            table.mark([key])
+            table.shrink(key)
+        told = [key for key in gone if table.state(key)["sequence"]]
+        for key in gone:
+            table.remove(key)
+        # The topic keeps a persona for ever, unlike the store, where it expires.
+        return [Output(topics.PERSONAS, key, None, EXPIRED, partition=self._place.partition) for key in told]
+
+    def _marker(self, values: Sequence[bytes | None]) -> int:
+        states = from_values([value for value in values if value is not None])
+        return highest_marker(states, self._topic_id, self._place.partition)
