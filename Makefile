@@ -18,13 +18,18 @@ BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --no-input --require-hashes --only-binary=:all:
 PYTHONS := $(or $(PYTHON),python3.11 python3.12 python3 /usr/bin/python3.11 /usr/bin/python3.12 $(wildcard $(HOME)/.pyenv/versions/3.1[12].*/bin/python3))
 
-.PHONY: help setup demo test lint bench-drift lock clean
+.PHONY: help setup demo test lint bench-drift bench-throughput bench-recovery bench-latency soak chaos lock clean
 
 help:
 	@echo 'make demo [SECONDS=120]   the whole system on this machine, with simulated viewers'
 	@echo 'make test                 lint, types and every test, on real Kafka, Cassandra and Triton'
 	@echo 'make lint                 ruff and mypy alone'
 	@echo 'make bench-drift [SEED=1] the refresh rule beside others, on simulated viewers'
+	@echo 'make bench-throughput     events a second, beside Faust, quixstreams, bytewax and loops without state (25 minutes)'
+	@echo 'make bench-recovery       a million viewers back from the changelog, and from a store on disk'
+	@echo 'make bench-latency        from a watch event to its refresh request'
+	@echo 'make chaos [SEED=1]       kills, pauses and refusals, compared with a plain count of the log (half an hour)'
+	@echo 'make soak                 30 minutes at 20,000 events a second, with kills'
 	@echo 'make setup                what the others need: .venv, jars, weights (PYTHON=... chooses the Python)'
 	@echo 'make lock                 rewrite the locks of requirements/ (needs uv)'
 	@echo 'make clean                stop the local stack; remove .venv, downloads and data'
@@ -45,6 +50,21 @@ lint: .venv/.stamp-dev
 
 bench-drift: .venv/.stamp-dev
 	@exec $(BIN)/python -m benchmarks.drift $(if $(SEED),--seed $(SEED))
+
+bench-throughput: setup .venv/.stamp-dev
+	@exec $(BIN)/python -m benchmarks.throughput $(if $(SEED),--seed $(SEED))
+
+bench-recovery: setup .venv/.stamp-dev
+	@exec $(BIN)/python -m benchmarks.recovery
+
+bench-latency: setup .venv/.stamp-dev
+	@exec $(BIN)/python -m benchmarks.latency
+
+soak: setup .venv/.stamp-dev
+	@exec $(BIN)/python -m benchmarks.soak $(if $(SEED),--seed $(SEED))
+
+chaos: setup .venv/.stamp-dev
+	@exec $(BIN)/python -m tests.chaos $(if $(SEED),--seed $(SEED))
 
 # A stamp is newer than what its step was made from.
 .venv/.stamp-python:

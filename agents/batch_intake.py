@@ -45,9 +45,9 @@ def with_batch_intake(
     """Give `app` a consumer that reads committed transactions only, and hands over whole batches.
 
     `handlers`: by full topic name; none gives Faust's own streams the same consumer. An exception out of one crashes
-    the app. `flush` is called before partitions are given up and before the app stops: make durable what is not, and
-    acknowledge it. It is called while streams still have unacknowledged events, and once more when no handler runs any
-    more; but not when one failed, or did not return in time.
+    the app. `flush` is called before partitions are given up and before the app stops, when no handler runs: make
+    durable what is not, and acknowledge it. It is called repeatedly while streams have unacknowledged events, and once
+    at the end; but not when a handler failed, or did not return in time.
 
     Call it in the running loop, before the app's consumer is made, and for an app without Faust tables: their recovery
     moves positions while records flow. Raises RuntimeError when it is too late, ValueError for an app with
@@ -470,7 +470,8 @@ class _BatchConsumer(Consumer):
         await self._intake.commit()
 
     async def _wait_for_ack(self, timeout: float) -> None:
-        await self._intake._flush_unless_crashed()  # streams may acknowledge what is flushed only
+        if not self._intake._running:
+            await self._intake._flush_unless_crashed()  # streams may acknowledge what is flushed only
         self._clean_unacked_messages()
         if self._unacked_messages:
             await super()._wait_for_ack(timeout)

@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -96,6 +97,7 @@ class PartitionChangelog:
         self._partition = TopicPartition(prefixed(settings, topics.INTERESTS_CHANGELOG), partition)
         self._producer: AIOKafkaProducer | None = None
         self._in_transaction = False
+        self._one_writer = asyncio.Lock()
         self._failure: BaseException | None = None
         self._end = 0
         self._bounds = Bounds(0, 0)
@@ -114,9 +116,9 @@ class PartitionChangelog:
                 await self._take_over()
                 # Only now: the last owner can add nothing any more.
                 self._bounds = await bounds_of(consumer, self._partition)
-        except KafkaError as error:
+        except (KafkaError, AssertionError) as error:  # aiokafka asserts that brokers are known
             await self.close()
-            raise ChangelogError(f"{self._shown} cannot be opened: {error!r}") from error
+            raise ChangelogError(f"{self._shown} cannot be opened: {error!r}; check that the brokers run") from error
         except BaseException:
             await self.close()
             raise
@@ -143,21 +145,47 @@ class PartitionChangelog:
         Up to TRANSACTION_BYTES make one transaction. Raises StaleOwnerError, and ChangelogError where the outcome is
         not known to be a success.
         """
-        if self._failure is not None:
-            raise ChangelogError(f"{self._shown}: nothing is written after a flush that failed") from self._failure
-        try:
+        async with self._writing():
             start = 0
             while start < len(changes):
                 async with asyncio.timeout(FLUSH_SECONDS):
                     start = await self._write(changes, start)
-        except BaseException as error:
-            self._failure = error
-            if not isinstance(error, KafkaError | TimeoutError | AssertionError):
-                raise
-            if not isinstance(error, ProducerFenced):
-                await self._abort()
-            raise self._explained(error) from error
         return self._end
+
+    async def record(self, topic: str, value: bytes) -> int:
+        """Write one record without key to this partition of another topic, by its full name; returns its offset.
+
+        In a transaction of its own, so that a stale owner cannot. Raises as `flush` does.
+        """
+        async with self._writing(), asyncio.timeout(FLUSH_SECONDS):
+            producer = self._opened()
+            await producer.begin_transaction()
+            self._in_transaction = True
+            sent = await producer.send(topic, value, partition=self._partition.partition)
+            try:
+                written = await sent
+            except BaseException:
+                _ignore([sent])
+                raise
+            await producer.commit_transaction()
+            self._in_transaction = False
+        return int(written.offset)
+
+    @asynccontextmanager
+    async def _writing(self) -> AsyncIterator[None]:
+        """One transaction after the other; none after one that failed."""
+        async with self._one_writer:
+            if self._failure is not None:
+                raise ChangelogError(f"{self._shown}: nothing is written after a flush that failed") from self._failure
+            try:
+                yield
+            except BaseException as error:
+                self._failure = error
+                if not isinstance(error, KafkaError | TimeoutError | AssertionError):
+                    raise
+                if not isinstance(error, ProducerFenced):
+                    await self._abort()
+                raise self._explained(error) from error
 
     @property
     def failed(self) -> bool:
@@ -176,7 +204,7 @@ class PartitionChangelog:
                 await producer.stop()
         except (TimeoutError, KafkaError) as error:
             logger.warning("%s: the producer did not stop: %r", self._shown, error)
-        _retrieve_errors(producer)
+        _ignore_errors(producer)
 
     # Reading
 
@@ -246,7 +274,7 @@ class PartitionChangelog:
             sent.append(await producer.send_batch(batch, topic, partition=partition))
             acknowledged = await asyncio.gather(*sent)
         except BaseException:
-            _forget(sent)
+            _ignore(sent)
             raise
         # Returns only when the brokers confirmed the commit; it repeats a request that was not answered.
         await producer.commit_transaction()
@@ -278,8 +306,8 @@ class PartitionChangelog:
     def _explained(self, error: BaseException) -> ChangelogError:
         if isinstance(error, ProducerFenced):
             return StaleOwnerError(
-                f"{self._shown} is owned by another worker, which took it over while this one was away; "
-                "this worker writes nothing more to it"
+                f"{self._shown} is owned by another worker, which took it over while this one was away (or the brokers "
+                f"ended a transaction older than {FLUSH_SECONDS:.0f} s); this worker writes nothing more to it"
             )
         if isinstance(error, MessageSizeTooLargeError | RecordListTooLargeError):
             return ChangelogError(
@@ -303,19 +331,17 @@ class PartitionChangelog:
         return f"topic {self._partition.topic} partition {self._partition.partition}"
 
 
-def _retrieve_errors(producer: AIOKafkaProducer) -> None:
-    """Look at the errors that aiokafka leaves in futures nobody awaits."""
+def _ignore_errors(producer: AIOKafkaProducer) -> None:
+    """Look at the errors that aiokafka leaves in futures nobody awaits, now or later: a sender may outlive its stop."""
     batches = [batch for waiting in producer._message_accumulator._batches.values() for batch in waiting]
     ended = producer._txn_manager.wait_for_transaction_end()
-    waiters = [batch._drain_waiter for batch in batches] + ([] if ended is None else [ended])
-    _forget(waiter for waiter in waiters if waiter.done())
+    _ignore([batch._drain_waiter for batch in batches] + ([] if ended is None else [ended]))
 
 
-def _forget(futures: Iterable[asyncio.Future[Any]]) -> None:
-    """Give up on results, so that asyncio does not report those that are errors when they are collected."""
+def _ignore(futures: Iterable[asyncio.Future[Any]]) -> None:
+    """Have asyncio not report those that end in an error."""
     for future in futures:
-        if not future.cancel() and not future.cancelled():
-            future.exception()
+        future.add_done_callback(lambda done: done.cancelled() or done.exception())
 
 
 def columns(records: Sequence[Any]) -> tuple[list[bytes], list[bytes | None]]:

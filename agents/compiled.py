@@ -40,10 +40,10 @@ def worker_kernel(folder: Path) -> Kernel:
     started = time.perf_counter()
     # numba keeps a function under its own file's date alone; what it calls and the layout count as well.
     numba.config.CACHE_DIR = str(folder / _fingerprint())  # type: ignore[attr-defined]
-    names = compiled(mixture, counting, packing, kept=("apply", "survey", "pack_into"))
+    names = compiled(mixture, counting, packing, kept=("apply", "survey_one", "pack_into"))
     kernel = Kernel(
         names.apply,
-        lambda viewer, model: names.survey(viewer[()], model),
+        lambda viewer, model: names.survey_one(viewer.reshape(1), model),
         lambda records: packing.pack_with(names.pack_into, records, state.EMPTY_WORDS),
     )
     states, model = empty_states(1), Model(Constants(*[1.0] * len(Constants._fields)), np.ones(1))

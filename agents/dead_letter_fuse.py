@@ -55,6 +55,6 @@ class DeadLetterFuse:
         return (
             f"{total} records of {self._topic} could not be used in the last minute, at most {self._per_minute} may be "
             f"({most}; some are in the batch from partition {partition}, offset {offset} on). The worker stops before "
-            "it commits past them. See `personas dlq list` and `personas doctor`; mend the producer, the field mapping or "
-            "the decoder, or raise PERSONAS_DEAD_LETTERS_PER_MINUTE (0: no limit) to let them through as dead letters"
+            "it commits past them. See `personas dlq list` and `personas doctor`; mend the producer, the field mapping "
+            "or the decoder, or raise PERSONAS_DEAD_LETTERS_PER_MINUTE (0: no limit) to let them become dead letters"
         )

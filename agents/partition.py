@@ -92,11 +92,16 @@ class PartitionStates:
         end = await self._changelog.flush(changes)
         await asyncio.to_thread(self._store.write, changes.keys, changes.values, end, next_offset - 1)
 
+    async def record(self, topic: str, value: bytes) -> int:
+        """Write to the partition's place in another topic as its owner; returns the offset. Raises ChangelogError."""
+        return await self._changelog.record(topic, value)
+
     async def close(self) -> Kept | None:
         """Let go of the partition; gives what memory holds, if all of it is written."""
         await self._changelog.close()
         self._store.close()
-        if self.table.changed or self._place.folder is not None or self._store.offset is None:
+        unwritten = self._changelog.failed or self.table.changed > 0
+        if unwritten or self._place.folder is not None or self._store.offset is None:
             return None
         return Kept(self.table, self._store.offset)
 

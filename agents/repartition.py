@@ -19,7 +19,6 @@ import numpy as np
 import numpy.typing as npt
 from confluent_kafka import (
     Consumer,
-    ConsumerGroupState,
     ConsumerGroupTopicPartitions,
     KafkaError,
     KafkaException,
@@ -36,7 +35,7 @@ from streams import topics
 from streams.ageing import KEPT
 from streams.identifiers import murmur2_partition
 from streams.positions import Position, PositionError, PositionKind, decode_position, encode_position
-from streams.state import BOOTSTRAPPED, STATE, STUB_BYTES, StateError, from_bytes, from_values, to_bytes
+from streams.state import BOOTSTRAPPED, STATE, STUB_BYTES, WORD, WORDS, StateError, from_values, pack
 from streams.topics import TOPICS
 
 READ_BY: Final = {
@@ -67,7 +66,12 @@ _NO_COORDINATOR_YET: Final = (
 QUIET_SECONDS: Final = 2.0
 ARRIVE_SECONDS: Final = 120.0
 
+AT_ONCE: Final = 1_000
+"""Records that are decoded together."""
+
 Say: TypeAlias = Callable[[str], None]
+Placed: TypeAlias = Callable[[list[bytes], list[int]], list[bytes]]
+"""(values, new partitions) -> values there."""
 
 
 class RepartitionRefused(Exception):  # noqa: N818 - the verdict of a check
@@ -127,7 +131,7 @@ def stored_states(
     newest: dict[bytes, bytes] = {}
     looked_at = [log.ends(changelog, partition)] if ranges is None else ranges
     messages = chain.from_iterable(log.read_range(changelog, partition, start, end) for start, end in looked_at)
-    while some := list(islice(messages, 1_000)):  # a whole state is many times as large as its first fields
+    while some := list(islice(messages, AT_ONCE)):  # a whole state is many times as large as its first fields
         values = from_values([_bytes(message.value()) for message in some if message.value() is not None])
         stubs = iter(values.view(np.uint8).reshape(len(values), STATE.itemsize)[:, :STUB_BYTES])
         for message in some:
@@ -196,8 +200,8 @@ class _Repartition:
         self._fence_writers()
         self._raise_counts(FIRST)
         self._check_groups()  # a worker may have looked at the counts before they were raised
-        outcome.states = self._move(topics.INTERESTS_CHANGELOG, _placed_state)
-        outcome.personas = self._move(topics.PERSONAS, lambda value, _: value)
+        outcome.states = self._move(topics.INTERESTS_CHANGELOG, _placed_states)
+        outcome.personas = self._move(topics.PERSONAS, lambda values, _: values)
         if not self.complete:
             self._raise_counts(topic.name for topic in TOPICS if topic.per_user and topic.name != topics.WATCH_EVENTS)
             self._renew_positions()
@@ -221,19 +225,28 @@ class _Repartition:
             )
 
     def _check_groups(self) -> None:
-        names = [prefixed(self._settings, group) for group in READ_BY]
-        for name, future in self._admin.describe_consumer_groups(names, request_timeout=REQUEST_SECONDS).items():
-            try:
-                found = future.result()
-            except KafkaException as error:
-                if error.args[0].code() == KafkaError.GROUP_ID_NOT_FOUND:  # no worker ever ran
-                    continue
-                raise self._refused(f"consumer group {name}", error) from error
-            if found.state not in (ConsumerGroupState.EMPTY, ConsumerGroupState.DEAD):
+        for group in READ_BY:
+            name = prefixed(self._settings, group)
+            members = self._members(name)
+            if members:
                 raise RepartitionRefused(
-                    f"consumer group {name} has {len(found.members)} members: stop every worker first (one that was "
-                    "killed stays a member for 10 s)"
+                    f"consumer group {name} has {members} members: stop every worker first (one that was killed stays "
+                    "a member for 10 s)"
                 )
+
+    def _members(self, group: str) -> int:
+        deadline = time.monotonic() + REQUEST_SECONDS
+        while True:
+            asked = self._admin.describe_consumer_groups([group], request_timeout=REQUEST_SECONDS)
+            try:
+                return len(asked[group].result().members)
+            except KafkaException as error:
+                code = error.args[0].code()
+                if code == KafkaError.GROUP_ID_NOT_FOUND:  # no worker ever ran
+                    return 0
+                if code not in _NO_COORDINATOR_YET or time.monotonic() >= deadline:
+                    raise self._refused(f"consumer group {group}", error) from error
+            time.sleep(0.2)
 
     def _check_lag(self) -> None:
         ends = self._input_ends()
@@ -363,8 +376,8 @@ class _Repartition:
                 time.sleep(0.1)
             self._say(f"{topic}: {self._partitions} partitions")
 
-    def _move(self, name: str, placed: Callable[[bytes, int], bytes]) -> int:
-        """Move every key's newest record to the key's partition; `placed` gives its value there. How many moved."""
+    def _move(self, name: str, placed: Placed) -> int:
+        """Move every key's newest record to the key's partition; `placed` gives values there. How many moved."""
         topic, moved = self._name(name), 0
         for partition in range(len(self._log.partitions(topic))):
             newest = self._misplaced(topic, partition)
@@ -387,17 +400,20 @@ class _Repartition:
                 newest[_bytes(key)] = int(message.offset() or 0)
         return newest
 
-    def _move_from(
-        self, topic: str, partition: int, newest: dict[bytes, int], placed: Callable[[bytes, int], bytes]
-    ) -> None:
+    def _move_from(self, topic: str, partition: int, newest: dict[bytes, int], placed: Placed) -> None:
         """Copies first, acknowledged, then tombstones: a kill between leaves both, and the next run repeats it."""
         sender = _Sender(self._settings)
         first, last = min(newest.values()), max(newest.values())
-        for message in self._log.read_range(topic, partition, first, last + 1):
-            key = _bytes(message.key())
-            if newest.get(key) == message.offset():
-                target = murmur2_partition(key, self._partitions)
-                sender.send(topic, target, key, placed(_bytes(message.value()), target), message.headers())
+        messages = (
+            message
+            for message in self._log.read_range(topic, partition, first, last + 1)
+            if newest.get(_bytes(message.key())) == message.offset()
+        )
+        while some := list(islice(messages, AT_ONCE)):
+            targets = [murmur2_partition(_bytes(message.key()), self._partitions) for message in some]
+            values = placed([_bytes(message.value()) for message in some], targets)
+            for message, target, value in zip(some, targets, values, strict=True):
+                sender.send(topic, target, message.key(), value, message.headers())
         sender.finish()
         for key in newest:
             sender.send(topic, partition, key, None, MOVED)
@@ -462,13 +478,13 @@ class _Repartition:
         return KafkaRefused(f"{doing} at {self._settings.kafka_bootstrap}: {error.args[0].str()}")
 
 
-def _placed_state(value: bytes, partition: int) -> bytes:
-    """A state on its new partition: its markers were offsets of the old one's logs, all of which are applied."""
-    state = from_bytes(value)
-    state["watch_partition"] = partition
-    state["watch_offset"] = -1
-    state["control_offset"] = -1
-    return to_bytes(state)
+def _placed_states(values: list[bytes], partitions: list[int]) -> list[bytes]:
+    """States on their new partitions: their markers were offsets of the old ones' logs, all of which are applied."""
+    states = from_values(values)
+    states["watch_partition"] = partitions
+    states["watch_offset"] = -1
+    states["control_offset"] = -1
+    return pack(states.view(WORD).reshape(len(states), WORDS))
 
 
 class _Sender:

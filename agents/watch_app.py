@@ -253,16 +253,13 @@ class WatchApp:
             item = Position(
                 PositionKind.CONTROL, end, self._controls_id, record.offset, control, watch_topic=self._watch_id
             )
-        await self._record(owned.handler, item)
+        await self._record(owned.handler, owned.states, item)
         self._telemetry.count(CONTROLS, 1, str(item.control.kind if item.control else item.kind))
         await self._apply_due(owned)
 
-    async def _record(self, handler: WatchHandler, item: Position) -> None:
-        producer = await self.app.maybe_start_producer()
-        topic = self._settings.topic_prefix + topics.WATCH_POSITIONS
-        value = encode_position(item)
-        metadata = await (await producer.send(topic, None, value, handler.partition, None, None))
-        handler.schedule.add(Recorded(metadata.offset, item))
+    async def _record(self, handler: WatchHandler, states: PartitionStates, item: Position) -> None:
+        offset = await states.record(self._settings.topic_prefix + topics.WATCH_POSITIONS, encode_position(item))
+        handler.schedule.add(Recorded(offset, item))
 
     async def _reject_control(self, partition: int, record: InputRecord, rejected: Rejected) -> None:
         topic = self._settings.topic_prefix + topics.USER_CONTROLS
@@ -353,11 +350,18 @@ class WatchApp:
         adopted = [item for item in recorded if item.item.kind is PositionKind.REGISTRY]
         times = {record.offset: record.timestamp for record in log}
         renewed = time.time() * 1000 - times[adopted[-1].offset] < RENEW_MS if adopted else False
-        await self._adopt_registry(handler, [item.item for item in adopted], start, end, renewed=renewed)
+        await self._adopt_registry(handler, states, [item.item for item in adopted], start, end, renewed=renewed)
         return _Owned(handler, states, next_offset=start, flushed=start, generation=generation)
 
     async def _adopt_registry(
-        self, handler: WatchHandler, adopted: Sequence[Position], start: int, end: int, *, renewed: bool
+        self,
+        handler: WatchHandler,
+        states: PartitionStates,
+        adopted: Sequence[Position],
+        start: int,
+        end: int,
+        *,
+        renewed: bool,
     ) -> None:
         """Record where this worker's registry version takes effect, unless the partition has it, or a later one.
 
@@ -390,7 +394,7 @@ class WatchApp:
             registry_lineage=own.lineage,
             watch_topic=self._watch_id,
         )
-        await self._record(handler, item)
+        await self._record(handler, states, item)
 
     async def _refuse_another_log(self) -> None:
         """End the worker if its topic was made anew: offsets and markers of one log say nothing about another."""

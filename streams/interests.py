@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
-
-import numpy as np
-import numpy.typing as npt
 
 from streams.counting import AUTOPLAY_FACTOR
 from streams.mixture import Floats, Model, survey
 from streams.records import Action, WatchEvent
-from streams.state import SLOTS, State
+from streams.state import State
 
 MINIMUM_FRACTION: Final = 0.1
 """A play shorter than this share of the video says nothing."""
@@ -54,10 +51,10 @@ class Distribution:
     it; divergence: Jensen-Shannon, from the reference, in bits.
     """
 
-    share: Floats
+    share: Sequence[float]
     rest: float
-    short: Floats
-    long: Floats
+    short: Sequence[float]
+    long: Sequence[float]
     n_eff: float
     divergence: float
 
@@ -69,11 +66,10 @@ Survey = Callable[[Any, Model], tuple[Floats, float, float, float]]
 def distribution(state: State, model: Model, survey: Survey = survey) -> Distribution:
     """What the viewer's watches say now."""
     share, rest, n_eff, divergence = survey(state, model)
-    short, long = _normalised(state["short"]), _normalised(state["long"])
-    return Distribution(share, float(rest), short, long, float(n_eff), float(divergence))
+    short, long = _normalised(state["short"].tolist()), _normalised(state["long"].tolist())
+    return Distribution(share.tolist(), float(rest), short, long, float(n_eff), float(divergence))
 
 
-def _normalised(counts: npt.NDArray[np.float32]) -> Floats:
-    values = counts.astype(np.float64)
-    total = float(values.sum())
-    return values / total if total > 1e-9 else np.zeros(SLOTS)
+def _normalised(counts: list[float]) -> list[float]:
+    total = sum(counts)
+    return [count / total for count in counts] if total > 1e-9 else [0.0] * len(counts)

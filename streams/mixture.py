@@ -267,6 +267,11 @@ def divergence_from_reference(state: Record, shares: Floats, rest: float, priors
     return min(1.0, max(0.0, total / LN2))
 
 
+def survey_one(states: npt.NDArray[np.void], model: Model) -> tuple[Floats, float, float, float]:
+    """`survey` of the only state in an array: what a compiled function takes in with the least ado."""
+    return survey(states[0], model)
+
+
 def survey(state: Record, model: Model) -> tuple[Floats, float, float, float]:
     """The estimate as `estimate` gives it, the fresh draws behind it, and its divergence from the reference in bits."""
     shares, rest = estimate(state, model)

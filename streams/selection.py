@@ -7,7 +7,7 @@ viewer's watches, and stays until it falls below two thirds of either.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
@@ -98,7 +98,7 @@ def explain(
     moved = [
         (now - before, now, before, cluster)
         for now, before, cluster in zip(
-            shares.share.tolist(), state["reference"].tolist(), state["cluster"].tolist(), strict=True
+            shares.share, state["reference"].tolist(), state["cluster"].tolist(), strict=True
         )
     ]
     statable = _prepared(registry).statable
@@ -131,12 +131,14 @@ def _maturity(state: State, policy: Policy) -> Maturity:
 class _Prepared:
     """What selection asks of a registry version again and again.
 
-    statable: clusters that a persona may state; near: suggestible clusters near each one, with cosine and label;
-    popular: suggestible cards, most watched first; videos: ids by key, filled as they are asked for.
+    statable: clusters that a persona may state; near: suggestible clusters near each one, with their cosine;
+    labelled: suggestible clusters by label; popular: suggestible cards, most watched first; videos: ids by key, filled
+    as they are asked for.
     """
 
     statable: frozenset[int]
-    near: Mapping[int, Sequence[tuple[int, float, str]]]
+    near: Mapping[int, Sequence[tuple[int, float]]]
+    labelled: Mapping[str, Sequence[int]]
     popular: Sequence[ClusterCard]
     videos: dict[int, str | None]
 
@@ -145,16 +147,20 @@ class _Prepared:
 def _prepared(registry: Registry) -> _Prepared:
     cards = registry.cards
     open_to_suggest = {cluster: card for cluster, card in cards.items() if card.suggestible}
+    labelled: dict[str, list[int]] = {}
+    for cluster, card in open_to_suggest.items():
+        labelled.setdefault(card.label, []).append(cluster)
     return _Prepared(
         statable=frozenset(cluster for cluster, card in cards.items() if card.statable),
         near={
             cluster: [
-                (other, similarity, open_to_suggest[other].label)
+                (other, similarity)
                 for other, similarity in registry.similar(cluster)
                 if similarity >= MINIMUM_SIMILARITY and other in open_to_suggest
             ]
             for cluster in cards
         },
+        labelled=labelled,
         popular=sorted(open_to_suggest.values(), key=lambda card: (-card.prior, card.cluster_id)),
         videos={},
     )
@@ -170,7 +176,7 @@ def _interests(
     user_id: str, state: State, shares: Distribution, registry: Registry, avoid: frozenset[int]
 ) -> tuple[Interest, ...]:
     pinned, stated, statable = members(state["pinned"]), _stated(state), _prepared(registry).statable
-    held, share = state["cluster"].tolist(), shares.share.tolist()
+    held, share = state["cluster"].tolist(), shares.share
     long, negative = state["long"].tolist(), state["negative"].tolist()
     ranked: list[tuple[float, int, int]] = []
     for slot, cluster in enumerate(held):
@@ -260,31 +266,36 @@ def _novel(
     state: State, interests: tuple[Interest, ...], registry: Registry, avoid: frozenset[int]
 ) -> tuple[NovelCandidate, ...]:
     """Clusters near what the viewer likes and never watched, best first, spread over the interests they come from."""
-    consumed = members(state["cluster"])
-    said = {interest.label for interest in interests}
-    near = _prepared(registry).near
+    prepared = _prepared(registry)
+    excluded = set(avoid).union(state["cluster"].tolist())
+    for interest in interests:
+        excluded.update(prepared.labelled.get(interest.label, ()))
+    if not interests:
+        return _popular(registry, excluded)
     scores: dict[int, float] = {}
     via: dict[int, tuple[float, int, str]] = {}
     for interest in interests:
         weight = max(interest.share, PINNED_SHARE if interest.pinned else 0.0)
-        for cluster, similarity, label in near[interest.cluster_id]:
-            if cluster in consumed or cluster in avoid or label in said:
+        for cluster, similarity in prepared.near[interest.cluster_id]:
+            if cluster in excluded:
                 continue
             gain = weight * similarity
-            scores[cluster] = scores.get(cluster, 0.0) + gain
-            via[cluster] = max(via.get(cluster, (0.0, 0, "")), (gain, interest.cluster_id, interest.label))
-    if not interests:
-        return _popular(registry, consumed | avoid)
+            if cluster not in scores:
+                scores[cluster] = gain
+                via[cluster] = (gain, interest.cluster_id, interest.label)
+                continue
+            scores[cluster] += gain
+            if gain >= via[cluster][0]:
+                via[cluster] = max(via[cluster], (gain, interest.cluster_id, interest.label))
     mean = sum(scores.values()) / len(scores) if scores else 0.0
     if mean <= 0:
         return ()
-    ranked = sorted(scores, key=lambda cluster: (-round(scores[cluster], 9), cluster))
     chosen: list[int] = []
-    used: dict[int, int] = {}
-    for cluster in ranked:
+    used: set[int] = set()
+    for _, cluster in sorted([(-round(score, 9), cluster) for cluster, score in scores.items()]):
         source = via[cluster][1]
-        if used.get(source, 0) < 1 or len(interests) < MAXIMUM_NOVEL:
-            used[source] = used.get(source, 0) + 1
+        if source not in used or len(interests) < MAXIMUM_NOVEL:
+            used.add(source)
             chosen.append(cluster)
         if len(chosen) == MAXIMUM_NOVEL:
             break
@@ -303,7 +314,7 @@ def _novel(
     )
 
 
-def _popular(registry: Registry, excluded: frozenset[int]) -> tuple[NovelCandidate, ...]:
+def _popular(registry: Registry, excluded: Set[int]) -> tuple[NovelCandidate, ...]:
     """What many viewers watch, for one of whom too little is known to go by."""
     open_to = (card for card in _prepared(registry).popular if card.cluster_id not in excluded)
     return tuple(

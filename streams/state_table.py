@@ -89,8 +89,8 @@ class StateTable:
             missing = [key for key, row in zip(keys, rows, strict=True) if row < 0]
             for key in dict.fromkeys(missing):
                 value = self._shrunk.pop(key, None) or self._load(key)
-                state = self._new if value is None else from_bytes(value)
-                self.states[self._place(key)] = state
+                row = self._place(key)  # first: while the table grows nothing may hold its states
+                self.states[row] = self._new if value is None else from_bytes(value)
             rows = [self._rows[key] for key in keys]
         return rows
 

@@ -15,14 +15,16 @@ from uuid import uuid4
 
 import faust
 import pytest
-from aiokafka import AIOKafkaProducer, ConsumerRecord
-from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka import AIOKafkaProducer, ConsumerRecord, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic, RecordsToDelete
 from faust.types import TP
 
 from agents.batch_intake import (
+    PREFETCH_SECONDS,
     AssignedChangelogs,
     BatchIntake,
     LogWentBackError,
+    _read_between,
     assign_changelog,
     standbys,
     with_batch_intake,
@@ -404,6 +406,28 @@ async def test_a_topic_made_anew_is_read_from_its_beginning_or_ends_the_app(
         assert {*member.offsets(partition)[500:], *restarted.offsets(partition)} == set(range(100))
 
 
+async def test_what_a_gap_holds_is_read_from_the_log_without_aborted_and_deleted_records(
+    settings: Settings, events: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    visible = await in_transactions(settings, events, 1_200, 40, 3)
+    tp, end = TP(settings.topic_prefix + events, 1), visible[1][-1]
+    found = [record.offset for record in await _read_between(settings, tp, 3, end)]
+    assert found == [offset for offset in visible[1] if 3 <= offset < end]
+    gaps = set(range(end)) - set(visible[1])
+    marker = next(offset for offset in sorted(gaps) if offset + 1 in visible[1])
+    assert await _read_between(settings, tp, marker, marker + 1) == []
+    assert not [record for record in caplog.records if record.name == "agents.batch_intake"]
+    admin = AIOKafkaAdminClient(**aiokafka_options(settings))
+    await admin.start()
+    try:
+        await admin.delete_records({TopicPartition(*tp): RecordsToDelete(before_offset=50)})
+    finally:
+        await admin.close()
+    found = [record.offset for record in await _read_between(settings, tp, 3, end)]
+    assert found == [offset for offset in visible[1] if 50 <= offset < end]
+    assert "offsets 3 to 49 were deleted before they were handled" in caplog.text
+
+
 async def test_a_broker_that_stops_answering_past_the_session_loses_nothing(
     kafka: Stack, settings: Settings, events: str, members: list[Member], tmp_path: Path
 ) -> None:
@@ -446,4 +470,5 @@ async def test_changelog_partitions_are_distributed_with_standbys_and_never_fetc
     await until(lambda: handed(members) == 400, "events are handed over")
     for member in members:
         consumer = member.app.consumer._thread._consumer
+        assert consumer._fetcher._prefetch_backoff == PREFETCH_SECONDS
         assert {tp for tp in consumer.assignment() if tp.topic == full} == consumer.paused()

@@ -100,6 +100,18 @@ async def open_transaction(settings: Settings, transactional_id: str) -> AsyncIt
         await producer.stop()
 
 
+async def until_answering(settings: Settings) -> None:
+    """A broker that was paused is out of its cluster for a while."""
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            async with opened(settings):
+                return
+        except ChangelogError:
+            assert time.monotonic() < deadline
+            await asyncio.sleep(0.5)
+
+
 def owner_id(settings: Settings) -> str:
     return prefixed(settings, f"{topics.WATCH_APP}-{PARTITION}")
 
@@ -284,6 +296,7 @@ class TestTransactions:
             await made.close()
         finally:
             kafka.local.resume_part("kafka")
+            await until_answering(settings)
         assert await committed(settings) in (table(states(0, 3)), table(states(0, records, b"unknown ")))
 
 

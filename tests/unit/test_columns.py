@@ -74,10 +74,10 @@ USUAL: dict[str, Any] = {
 }
 
 ODD: list[Any] = [
-    None, True, False, 0, 1, -1, 0.0, 1.0, 0.05, 2.5, 1e300, 2**31, 2**63, 2**64, 10**30, "", " ", "play", "skip", "share",
-    "thumbs_down", "organic", "bot", "kids", "ann", "c1v1", "c9v9", "x" * 64, "x" * 65, "x" * 300, "é" * 64, "é" * 200,
-    "\u202etxt", "a\u0000b", "a\nb", "a\u2028b", "\u200b", "😀" * 60, [], ["a"], ["a", 1], [""], ["x" * 101], ["a"] * 40,
-    {}, {"a": 1}, START, START + 10**9, START - 10**9, 10**10, 10**14, str(START),
+    None, True, False, 0, 1, -1, 0.0, 1.0, 0.05, 2.5, 1e300, 2**31, 2**63, 2**64, 10**30, "", " ", "play", "skip",
+    "share", "thumbs_down", "organic", "bot", "kids", "ann", "c1v1", "c9v9", "x" * 64, "x" * 65, "x" * 300,
+    "é" * 64, "é" * 200, "\u202etxt", "a\u0000b", "a\nb", "a\u2028b", "\u200b", "😀" * 60, [], ["a"], ["a", 1], [""],
+    ["x" * 101], ["a"] * 40, {}, {"a": 1}, START, START + 10**9, START - 10**9, 10**10, 10**14, str(START),
 ]  # fmt: skip
 
 

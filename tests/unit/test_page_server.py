@@ -160,6 +160,18 @@ async def test_health_follows_the_callbacks() -> None:
         assert (await client.get("/healthz")).status == 503
 
 
+async def test_what_stands_still_is_named_and_not_alive() -> None:
+    problem: str | None = "watch-events partition 3: events wait"
+    app = create_page(source_of(), stalled=lambda: problem)
+    async with TestClient(TestServer(app)) as client:
+        response = await client.get("/healthz")
+        assert response.status == 503
+        assert await response.json() == {"alive": False, "problem": problem}
+        problem = None
+        response = await client.get("/healthz")
+        assert (response.status, await response.json()) == (200, {"alive": True})
+
+
 async def test_readiness_is_the_sources_by_default() -> None:
     source = MemoryPageSource(OVERVIEW, health={"store": Health.DOWN})
     async with TestClient(TestServer(create_page(source))) as client:

@@ -86,7 +86,7 @@ def test_stable_viewers_seldom_pass_the_null_quantile() -> None:
 
 
 GATES = gates(POLICY, THRESHOLDS, IDLE_DAYS * DAY_MS)
-NOBODY = Distribution(np.zeros(SLOTS), 1.0, np.zeros(SLOTS), np.zeros(SLOTS), 0.0, 0.0)
+NOBODY = Distribution([0.0] * SLOTS, 1.0, [0.0] * SLOTS, [0.0] * SLOTS, 0.0, 0.0)
 
 
 def described(rule: Rule = Rule.COLD_START, clusters: tuple[int, ...] = (0, 1, 2)) -> State:

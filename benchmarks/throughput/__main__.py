@@ -1,0 +1,153 @@
+"""Events a second of the watch worker beside other ways to keep state over Kafka; ends with one JSON object.
+
+python -m benchmarks.throughput                              # median of 3, under half an hour on 2 quiet cores
+python -m benchmarks.throughput --quick --only ours aiokafka # a first look: once, fewer events
+python -m benchmarks.throughput --write                      # also rewrites benchmarks/throughput/RESULTS.md
+python -m benchmarks.throughput --profile --only ours_1m     # once, and where the worker's CPU time goes
+python -m benchmarks.throughput --only ours --flush-seconds .2
+
+A missed bar is reported, and the exit status is 0; it is 1 if a run failed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from itertools import islice
+from pathlib import Path
+from types import FrameType
+from typing import Final
+
+import orjson
+
+from agents.localstack import LocalStackError
+from agents.settings import Settings
+from benchmarks.throughput.broker import local_broker
+from benchmarks.throughput.event_log import Shape, cached_log
+from benchmarks.throughput.report import Results, document, markdown
+from benchmarks.throughput.runners import RUNNERS, Bench, FailedRunError, Run, Runner, Sizes, settings_for_benchmarks
+
+HERE: Final = Path(__file__).parent
+REPEATS: Final = 3
+QUICK: Final = Sizes(small=300_000, large=500_000, first=40_000)
+SHOWN_FUNCTIONS: Final = 30
+
+
+def main(command_line: Sequence[str] | None = None) -> int:
+    options = parser()
+    arguments = options.parse_args(command_line)
+    if arguments.write and (arguments.only or arguments.quick or arguments.profile):
+        options.error("--write needs all programs at full length: leave --only, --quick and --profile away")
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupt)
+    command = "python -m benchmarks.throughput " + " ".join(sys.argv[1:] if command_line is None else command_line)
+    sizes = QUICK if arguments.quick else Sizes()
+    repeats = 1 if arguments.quick or arguments.profile else arguments.repeats
+    chosen = [runner for runner in RUNNERS if not arguments.only or runner.name in arguments.only]
+    started = time.monotonic()
+    base = settings_for_benchmarks()
+    try:
+        with local_broker(base, tell) as broker:
+            worker = {"flush_seconds": arguments.flush_seconds, "state_store": arguments.state_store}
+            bench = Bench(broker, base.data_folder, sizes, arguments.seed, tell, worker)
+            profile = base.data_folder.absolute() / "benchmarks" / "profile.json" if arguments.profile else None
+            runs, failures = run_all(bench, chosen, repeats, profile)
+    except KeyboardInterrupt:
+        raise SystemExit("stopped") from None
+    except LocalStackError as error:
+        raise SystemExit(f"error: {error}") from error
+    logs = [described(sizes.shape(runner, arguments.seed), base.data_folder) for runner in chosen]
+    results = Results(command.strip(), time.monotonic() - started, runs, failures, list(dict.fromkeys(logs)))
+    text = markdown(results)
+    print(text)
+    if arguments.write:
+        (HERE / "RESULTS.md").write_text(text)
+    print(orjson.dumps(document(results)).decode(), flush=True)
+    return 1 if any(failures.values()) else 0
+
+
+def run_all(
+    bench: Bench, chosen: Sequence[Runner], repeats: int, profile: Path | None
+) -> tuple[dict[str, list[Run]], dict[str, list[str]]]:
+    """Every runner `repeats` times, in turn; a failed run does not stop the others."""
+    runs: dict[str, list[Run]] = {runner.name: [] for runner in chosen}
+    failures: dict[str, list[str]] = {runner.name: [] for runner in chosen}
+    for repeat in range(repeats):
+        for runner in chosen:
+            try:
+                profiled = None if runner.program else profile
+                run = bench.run(runner, check=repeat == 0, profile=profiled)
+            except FailedRunError as error:
+                failures[runner.name].append(str(error))
+                tell(f"{runner.name}: {error}")
+                continue
+            runs[runner.name].append(run)
+            tell(f"{runner.name}: {run.rate.per_second:,.0f} events/s, {run.rate.cpu_us:.1f} µs CPU an event")
+            if profiled is not None:
+                show_profile(runner.name, profiled)
+    return runs, failures
+
+
+def show_profile(name: str, path: Path) -> None:
+    """The functions with most samples, by themselves and with what they call."""
+    found = orjson.loads(path.read_bytes())
+    total = sum(found["self"].values()) or 1
+    for kind in ("self", "inclusive"):
+        print(f"\n{name}, CPU samples, {kind} ({total:,} samples)")
+        for function, count in islice(found[kind].items(), SHOWN_FUNCTIONS):
+            print(f"  {count / total:6.1%}  {function}")
+
+
+def described(shape: Shape, data_folder: Path) -> str:
+    """What a log holds, for the report."""
+    path = cached_log(shape, data_folder.absolute() / "benchmarks" / "logs")
+    counts: Counter[bytes] = Counter()
+    size = 0
+    with path.open("rb") as file:
+        for line in file:
+            counts[line.split(b'"user_id":"', 1)[1].split(b'"', 1)[0]] += 1
+            size += len(line) - 1
+    (_, most), *_ = counts.most_common(1)
+    return (
+        f"{shape.users:,} viewers of log-normal activity (sigma 1), of whom {len(counts):,} appear in {shape.events:,} "
+        f"events of {size / shape.events:.0f} bytes; the busiest has {most / shape.events:.4%}. Seed {shape.seed}."
+    )
+
+
+def parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.throughput",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    names = [runner.name for runner in RUNNERS]
+    parser.add_argument("--only", nargs="+", choices=names, metavar="NAME", help=", ".join(names))
+    parser.add_argument("--quick", action="store_true", help="once, with fewer events")
+    parser.add_argument(
+        "--repeats", type=int, default=REPEATS, help=f"runs of each, of which the median is taken ({REPEATS})"
+    )
+    parser.add_argument("--seed", type=int, default=1, help="of the logs (1)")
+    parser.add_argument(
+        "--flush-seconds", type=float, default=Settings().flush_seconds, help="the worker's, as PERSONAS_FLUSH_SECONDS"
+    )
+    parser.add_argument("--state-store", choices=("memory", "disk"), default=Settings().state_store)
+    parser.add_argument("--profile", action="store_true", help="sample where the worker's CPU time goes; once")
+    parser.add_argument("--write", action="store_true", help="rewrite RESULTS.md")
+    return parser
+
+
+def tell(text: str) -> None:
+    """Progress, on standard error."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    sys.exit(main())
