@@ -183,6 +183,11 @@ class BatchIntake:
         if progress is not None and progress.generation == generation == self.generation:
             progress.acknowledged = max(next_offset, progress.acknowledged or 0)
 
+    async def start_over(self, topic: str, partition: int, offset: int) -> None:
+        """Commit this offset in place of one that belongs to another log. The app must end then, and start again."""
+        thread = self._consumer._thread
+        await thread.call_thread(AIOKafkaConsumerThread._commit, thread, {TP(topic, partition): offset})
+
     async def commit(self) -> None:
         """Commit now what is acknowledged."""
         if not await self._app.consumer.commit():  # it may have waited for a commit that began before

@@ -42,6 +42,8 @@ STALLED_SECONDS: Final = 90.0
 """Recovery without progress gives up after this: longer than a transaction can stay open."""
 FETCH_BYTES: Final = 8 * 1024 * 1024
 POLL_MS: Final = 200
+NOBODY: Final = b""
+"""Key of records that are about no viewer."""
 LOST: Final = -1
 """Base offset of an acknowledgement whose offset the broker no longer knows."""
 
@@ -114,8 +116,8 @@ class PartitionChangelog:
                         f"{self._shown} does not exist; compare PERSONAS_PARTITIONS with the topic's"
                     )
                 await self._take_over()
-                # Only now: the last owner can add nothing any more.
-                self._bounds = await bounds_of(consumer, self._partition)
+                beginning = (await bounds_of(consumer, self._partition)).beginning
+            self._bounds = Bounds(beginning, await self._barrier())
         except (KafkaError, AssertionError) as error:  # aiokafka asserts that brokers are known
             await self.close()
             raise ChangelogError(f"{self._shown} cannot be opened: {error!r}; check that the brokers run") from error
@@ -250,6 +252,22 @@ class PartitionChangelog:
                 f"{self._shown}: not taken over within {OPEN_SECONDS:.0f} s: the brokers did not end the last owner's "
                 "transaction; look at their transaction coordinator"
             ) from error
+
+    async def _barrier(self) -> int:
+        """Commit a tombstone of nobody; returns the offset behind it. All that was ever committed is before it.
+
+        The end that the brokers tell is not enough: after an outage it can be behind the last committed transaction.
+        """
+        async with self._writing(), asyncio.timeout(OPEN_SECONDS):
+            producer, written = self._opened(), LOST
+            while written == LOST:
+                await producer.begin_transaction()
+                self._in_transaction = True
+                sent = await producer.send(self._partition.topic, None, NOBODY, partition=self._partition.partition)
+                written = int((await sent).offset)
+                await producer.commit_transaction()
+                self._in_transaction = False
+        return written + 1
 
     async def _write(self, changes: Changes, start: int) -> int:
         """One transaction of the changes from index `start` on; returns the index after its last."""

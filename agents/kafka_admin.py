@@ -250,7 +250,7 @@ def _layout_mismatches(settings: Settings, topic: Topic, description: Any) -> It
             str(settings.partitions),
             str(partitions),
             f"set PERSONAS_PARTITIONS={partitions} if all per-user topics have that many, else "
-            "recreate the topic (adding partitions moves viewers to others)",
+            "see `personas repartition` (adding partitions by other means moves viewers away from their states)",
         )
     replicas = min((len(partition.replicas) for partition in description.partitions), default=0)
     if replicas < settings.replication_factor:

@@ -6,6 +6,7 @@ Of transactions only committed ones are seen, and nothing behind one that is ope
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from typing import Any, Final
 
@@ -21,6 +22,12 @@ from agents.kafka_admin import aiokafka_options
 from agents.settings import Settings
 
 COORDINATOR_ATTEMPTS: Final = 20
+POLL_MS: Final = 500
+STALLED_SECONDS: Final = 60.0
+
+
+class LogStalledError(RuntimeError):
+    """A log could not be read to its end; the message says where. Starting again is the remedy."""
 
 
 class KafkaLog:
@@ -37,12 +44,15 @@ class KafkaLog:
         tp = self._partition(topic, partition)
         return int((await (await self._connected()).end_offsets([tp]))[tp])
 
+    async def beginning(self, topic: str, partition: int) -> int:
+        """Offset of the first record that the partition still has."""
+        tp = self._partition(topic, partition)
+        return int((await (await self._connected()).beginning_offsets([tp]))[tp])
+
     async def committed(self, group: str, topic: str, partition: int) -> int:
         """First offset the group has not committed, or the log's beginning. `group` is the full name."""
         tp = self._partition(topic, partition)
-        committed = await self._group_offset(group, tp)
-        beginnings = await (await self._connected()).beginning_offsets([tp])
-        return max(committed, int(beginnings[tp]))
+        return max(await self._group_offset(group, tp), await self.beginning(topic, partition))
 
     async def lag(self, group: str, topic: str) -> int:
         """Records of the topic that the group has not committed, over all partitions. `group` is the full name."""
@@ -83,8 +93,8 @@ class KafkaLog:
                     await consumer.seek_to_beginning(tp)
                 else:
                     consumer.seek(tp, start)
-                while await consumer.position(tp) < end:
-                    for record in (await consumer.getmany(tp, timeout_ms=500)).get(tp, ()):
+                async for records in _fetches(consumer, tp, end):
+                    for record in records:
                         if record.offset < end:
                             yield record
             finally:
@@ -98,8 +108,8 @@ class KafkaLog:
             consumer.assign([tp])
             try:
                 consumer.seek(tp, start)
-                while await consumer.position(tp) < end:
-                    for record in (await consumer.getmany(tp, timeout_ms=500, max_records=1)).get(tp, ()):
+                async for records in _fetches(consumer, tp, end):
+                    for record in records:
                         return bool(record.offset >= end)
                 return True
             finally:
@@ -122,3 +132,18 @@ class KafkaLog:
 
     def _partition(self, topic: str, partition: int) -> TopicPartition:
         return TopicPartition(self._settings.topic_prefix + topic, partition)
+
+
+async def _fetches(consumer: AIOKafkaConsumer, tp: TopicPartition, end: int) -> AsyncIterator[list[Any]]:
+    """What the consumer fetches until its position is `end`. Raises LogStalledError where it does not get on."""
+    position, moved = await consumer.position(tp), time.monotonic()
+    while position < end:
+        yield (await consumer.getmany(tp, timeout_ms=POLL_MS)).get(tp, [])
+        reached = await consumer.position(tp)
+        if reached > position:
+            position, moved = reached, time.monotonic()
+        elif time.monotonic() - moved > STALLED_SECONDS:
+            raise LogStalledError(
+                f"{tp.topic} partition {tp.partition}: the brokers gave nothing for {STALLED_SECONDS:.0f} s at offset "
+                f"{position} of {end}"
+            )

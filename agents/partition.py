@@ -50,6 +50,7 @@ class PartitionStates:
         self._changelog = PartitionChangelog(settings, place.partition)
         self._store: StateStore = MemoryStore()
         self._forget_days = configuration.policy.forget_days
+        self._closed = False
         self.table = StateTable(self._store.get, self._pack)
 
     async def open(self, kept: Kept | None, recovering: Callable[[int], None]) -> None:
@@ -98,6 +99,7 @@ class PartitionStates:
 
     async def close(self) -> Kept | None:
         """Let go of the partition; gives what memory holds, if all of it is written."""
+        self._closed = True
         await self._changelog.close()
         self._store.close()
         unwritten = self._changelog.failed or self.table.changed > 0
@@ -112,7 +114,7 @@ class PartitionStates:
         return int(self.table.states["last_ts"].max(initial=0))
 
     async def find_aged(self, clock: int, settled_offset: int) -> None:
-        """Take stored viewers of whom something can be freed into memory, for `free_aged`; in small steps.
+        """Take stored viewers of whom something can be freed into memory, for `free_aged`; events go on meanwhile.
 
         clock: newest event time of the partition, ms; settled_offset: see `streams.ageing.sweep`.
         """
@@ -123,6 +125,8 @@ class PartitionStates:
                 self._take_aged(batch, clock, settled_offset)
                 batch = []
                 await asyncio.sleep(0)
+                if self._closed:
+                    return
         self._take_aged(batch, clock, settled_offset)
 
     def _take_aged(self, items: Sequence[tuple[bytes, bytes]], clock: int, settled_offset: int) -> None:

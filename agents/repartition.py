@@ -28,6 +28,7 @@ from confluent_kafka import (
 )
 from confluent_kafka.admin import AdminClient, NewPartitions  # type: ignore[attr-defined]  # see kafka_admin
 
+from agents.compiled import worker_kernel
 from agents.kafka_admin import REQUEST_SECONDS, KafkaRefused, confluent_options, prefixed, topic_ids
 from agents.settings import Settings
 from agents.topic_reader import TopicReader
@@ -66,6 +67,8 @@ _NO_COORDINATOR_YET: Final = (
 QUIET_SECONDS: Final = 2.0
 ARRIVE_SECONDS: Final = 120.0
 
+COMPILE_FROM: Final = 20_000
+"""States to move from which compiling what packs them pays."""
 AT_ONCE: Final = 1_000
 """Records that are decoded together."""
 
@@ -200,7 +203,7 @@ class _Repartition:
         self._fence_writers()
         self._raise_counts(FIRST)
         self._check_groups()  # a worker may have looked at the counts before they were raised
-        outcome.states = self._move(topics.INTERESTS_CHANGELOG, _placed_states)
+        outcome.states = self._move(topics.INTERESTS_CHANGELOG, self._placed_states())
         outcome.personas = self._move(topics.PERSONAS, lambda values, _: values)
         if not self.complete:
             self._raise_counts(topic.name for topic in TOPICS if topic.per_user and topic.name != topics.WATCH_EVENTS)
@@ -387,6 +390,20 @@ class _Repartition:
                 moved += len(newest)
         return moved
 
+    def _placed_states(self) -> Placed:
+        """States on their new partitions: their markers were offsets of the old ones, all of which are applied."""
+        many = self._outcome.misplaced >= COMPILE_FROM
+        pack_all = worker_kernel(self._settings.data_folder / "kernel").pack if many else pack
+
+        def placed(values: list[bytes], partitions: list[int]) -> list[bytes]:
+            states = from_values(values)
+            states["watch_partition"] = partitions
+            states["watch_offset"] = -1
+            states["control_offset"] = -1
+            return pack_all(states.view(WORD).reshape(len(states), WORDS))
+
+        return placed
+
     def _misplaced(self, topic: str, partition: int) -> dict[bytes, int]:
         """Offset of the newest record of each key that belongs elsewhere. Values are read again when they are moved."""
         newest: dict[bytes, int] = {}
@@ -476,15 +493,6 @@ class _Repartition:
 
     def _refused(self, doing: str, error: KafkaException) -> KafkaRefused:
         return KafkaRefused(f"{doing} at {self._settings.kafka_bootstrap}: {error.args[0].str()}")
-
-
-def _placed_states(values: list[bytes], partitions: list[int]) -> list[bytes]:
-    """States on their new partitions: their markers were offsets of the old ones' logs, all of which are applied."""
-    states = from_values(values)
-    states["watch_partition"] = partitions
-    states["watch_offset"] = -1
-    states["control_offset"] = -1
-    return pack(states.view(WORD).reshape(len(states), WORDS))
 
 
 class _Sender:

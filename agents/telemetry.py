@@ -455,6 +455,9 @@ def configure_logging(*, json: bool, level: str = "INFO", secrets: Collection[st
     handler = logging.StreamHandler()
     handler.setFormatter(JsonFormatter(secrets) if json else TextFormatter(secrets))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    for name in ("aiokafka.consumer.consumer", "aiokafka.consumer.subscription_state"):
+        # They tell of each assignment of a consumer that joins no group, and the worker reads logs with such a one.
+        logging.getLogger(name).setLevel(max(logging.WARNING, logging.getLevelName(level.upper())))
 
 
 def _longest_first(secrets: Collection[str]) -> list[str]:

@@ -58,6 +58,8 @@ RENEW_MS: Final = 14 * DAY_MS
 """Age from which the record of the registry in force is written again: half the retention of positions."""
 QUIET_SECONDS: Final = 1.0
 """How often positions are looked for that no watch event brings about."""
+POSITIONS_SECONDS: Final = 120.0
+"""Limit of finding a partition's place once its states are there; a worker that does not is restarted."""
 SWEEP_SECONDS: Final = 3600.0
 """How often viewers are looked for who were away for long."""
 BATCH, AGENT = "batch", "agent"
@@ -315,7 +317,8 @@ class WatchApp:
             await states.open(
                 self._kept.pop(partition, None), lambda offset: self._progress.recovering(partition, offset)
             )
-            owned = await self._with_positions(partition, states, generation)
+            async with asyncio.timeout(POSITIONS_SECONDS):
+                owned = await self._with_positions(partition, states, generation)
         except BaseException:
             await states.close()
             raise
@@ -337,6 +340,8 @@ class WatchApp:
         log = [record async for record in self._log.read(topics.WATCH_POSITIONS, partition)]
         recorded = [Recorded(record.offset, decode_position(record.value)) for record in log]
         present = [item for item in recorded if item.item.watch_topic in ("", self._watch_id)]
+        if recorded and not present:
+            await self._begin_another_log(partition, start)
         in_force = [
             item.item.registry_version
             for item in recorded
@@ -395,6 +400,16 @@ class WatchApp:
             watch_topic=self._watch_id,
         )
         await self._record(handler, states, item)
+
+    async def _begin_another_log(self, partition: int, committed: int) -> None:
+        """Go back to the start of a log that no worker has opened: what is committed belongs to the one before."""
+        beginning = await self._log.beginning(topics.WATCH_EVENTS, partition)
+        if committed > beginning:
+            await self._intake.start_over(self._watch_topic, partition, beginning)
+            raise WorkerError(
+                f"topic {self._watch_topic} was made anew, but partition {partition} was committed up to {committed}: "
+                f"that was of the topic before. It is set back to {beginning}; restarted, the worker counts from there"
+            )
 
     async def _refuse_another_log(self) -> None:
         """End the worker if its topic was made anew: offsets and markers of one log say nothing about another."""
@@ -482,18 +497,20 @@ class WatchApp:
         """Free what is held of viewers who were away for long. It changes no decision: see streams/ageing.py."""
         while not self.app.should_stop:
             await self.app.sleep(SWEEP_SECONDS)
-            for partition in list(self._owned):
-                await self._free_aged_of(partition)
+            for partition in sorted(self._owned):
+                if partition in self._owned:
+                    await self._free_aged_of(partition)
 
     async def _free_aged_of(self, partition: int) -> None:
+        owned = self._owned[partition]
+        # Committed, not flushed: what may be read again must find the markers that skip it.
+        settled = await self._log.committed(self.app.conf.id, topics.WATCH_EVENTS, partition)
+        clock = owned.states.newest_event()
+        await owned.states.find_aged(clock, settled)
         async with self._locks[partition]:
-            owned = self._owned.get(partition)
-            if owned is None:
-                return
-            clock, settled = owned.states.newest_event(), owned.flushed
-            await owned.states.find_aged(clock, settled)
-            told = owned.states.free_aged(clock, settled)
-            await self._apply(owned, lambda: Batch(outputs=told, next_offset=owned.next_offset), owned.next_offset)
+            if self._owned.get(partition) is owned:
+                told = owned.states.free_aged(clock, settled)
+                await self._apply(owned, lambda: Batch(outputs=told, next_offset=owned.next_offset), owned.next_offset)
 
     def stalled(self) -> str | None:
         """What stands still although events wait, for the liveness probe; None while the worker gets on."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from hashlib import blake2b
 from math import floor
 from typing import Annotated, Any, Final, Literal, Protocol, TypeAlias, cast
 
@@ -82,24 +83,16 @@ Parse: TypeAlias = Callable[[bytes], Any]
 
 @dataclass(slots=True)
 class Columns:
-    """Usable events of a batch, and what became of the rest. Lists are parallel, one entry an event.
+    """Usable events of a batch, and what became of the rest.
 
-    places: of the events among the records; keys: of their viewers; rejected, not_organic: places of other records.
+    places: of the events among the records; keys: of their viewers; found: what they say; unplaced: places among the
+    events of those whose video is in no live cluster, set by `Reader.events`; rejected, not_organic: other records.
     """
 
     places: list[int] = field(default_factory=list)
     keys: list[bytes] = field(default_factory=list)
-    videos: list[str] = field(default_factory=list)
-    ts: list[int] = field(default_factory=list)
-    weights: list[float] = field(default_factory=list)
-    identities: list[bytes] = field(default_factory=list)
-    sessions: list[int] = field(default_factory=list)
-    audiences: list[int] = field(default_factory=list)
-    flags: list[int] = field(default_factory=list)
-    given: dict[int, int] = field(default_factory=dict)
-    """Cluster ids that events bring along, by place among the events."""
+    found: list[_Found] = field(default_factory=list)
     unplaced: list[int] = field(default_factory=list)
-    """Places among the events of those whose video is in no live cluster; set by `Reader.events`."""
     rejected: list[tuple[int, Rejected]] = field(default_factory=list)
     not_organic: list[int] = field(default_factory=list)
 
@@ -111,7 +104,7 @@ class Reader:
         self._decode = decode
         self._parse = parse
         self._direct = False
-        self._sessions: dict[str, int] = {}
+        self._sessions: dict[str | None, int] = {}
         self._videos: dict[str, tuple[int, int]] = {}
         self._registry: Registry | None = None
 
@@ -123,26 +116,16 @@ class Reader:
             value = record.value
             found = None
             if value is not None and len(value) <= MAXIMUM_RECORD_BYTES:
-                event = self._parsed(value)
-                found = None if event is None else _usual(event, record.key, record.timestamp)
+                found = self._quickly(value, record)
             if found is None:
                 found = self._checked(columns, place, record)
                 if found is None:
                     continue
-            video, ts, weight, identity, session, audience, flags, cluster = found
             if record.headers and topics.BOOTSTRAP_HEADER in record.headers:
-                flags |= LOADED
-            if cluster is not None:
-                columns.given[len(columns.places)] = cluster
+                found = (*found[:-2], found[-2] | LOADED, found[-1])
             columns.places.append(place)
             columns.keys.append(record.key)  # type: ignore[arg-type]  # equal to the user id's UTF-8
-            columns.videos.append(video)
-            columns.ts.append(ts)
-            columns.weights.append(weight)
-            columns.identities.append(identity)
-            columns.sessions.append(0 if session is None else self._session(session))
-            columns.audiences.append(audience)
-            columns.flags.append(flags)
+            columns.found.append(found)
         return columns
 
     def events(
@@ -150,38 +133,44 @@ class Reader:
     ) -> npt.NDArray[np.void]:
         """The kernel's events, (events,) EVENT. rows: of their viewers; offsets: of the events."""
         events = np.zeros(len(columns.places), EVENT)
+        if not columns.found:
+            return events
+        videos, ts, weights, identities, sessions, audiences, flags, given = zip(*columns.found, strict=True)
         events["row"] = rows
         events["offset"] = offsets
-        events["ts"] = columns.ts
+        events["ts"] = ts
         # Zero stands for none in a state's ring.
-        events["key"] = np.maximum(np.frombuffer(b"".join(columns.identities), "<u8"), 1)
-        events["session"] = columns.sessions
-        events["weight"] = columns.weights
-        events["audience"] = columns.audiences
-        events["flags"] = columns.flags
-        found = self._look_up(columns.videos, registry)
-        events["video"] = [key for key, _ in found]
-        events["cluster"] = [cluster for _, cluster in found]
+        events["key"] = np.maximum(np.frombuffer(b"".join(identities), "<u8"), 1)
+        events["session"] = self._session_keys(sessions)
+        events["weight"] = weights
+        events["audience"] = audiences
+        events["flags"] = flags
+        events["video"], events["cluster"] = zip(*self._look_up(videos, registry), strict=True)
         columns.unplaced = np.nonzero(events["cluster"] == UNASSIGNED)[0].tolist()
-        for place, given in columns.given.items():
-            successor = registry.successor_of(given)
-            if successor in registry.cards:
-                events["cluster"][place] = successor
+        if any(cluster is not None for cluster in given):
+            for place, cluster in enumerate(given):
+                if cluster is not None and (successor := registry.successor_of(cluster)) in registry.cards:
+                    events["cluster"][place] = successor
         return events
 
-    def _parsed(self, value: bytes) -> _Usual | None:
+    def _quickly(self, value: bytes, record: Record) -> _Found | None:
+        """A usual event's columns, None for one that needs a closer look."""
         if self._direct:
             try:
-                return _DIRECT.decode(value)
+                event: _Usual = _DIRECT.decode(value)
             except (msgspec.MsgspecError, UnicodeDecodeError):
                 pass
+            else:
+                # JSON's own rules then leave nothing in a text that is not printable.
+                printable = value.isascii() and b"\\" not in value and b"\x7f" not in value
+                return _usual(event, record.key, record.timestamp, printable)
         try:
             event = msgspec.convert(self._parse(value), _Usual)
         except Exception:  # whatever a value or the operator's decoder brings about, `decode` says what it is
             return None
         # The producer sends other fields too, in all likelihood with every event.
         self._direct = False
-        return event
+        return _usual(event, record.key, record.timestamp, False)
 
     def _checked(self, columns: Columns, place: int, record: Record) -> _Found | None:
         """The slow way: an event by `decode`, or None once it is noted what is wrong."""
@@ -211,13 +200,14 @@ class Reader:
             event.cluster_id,
         )
 
-    def _session(self, session: str) -> int:
-        key = self._sessions.get(session)
-        if key is None:
-            if len(self._sessions) >= KNOWN_SESSIONS:
-                self._sessions.clear()
-            key = self._sessions[session] = key_of(session)
-        return key
+    def _session_keys(self, sessions: Sequence[str | None]) -> list[int]:
+        known = self._sessions
+        if not known or len(known) >= KNOWN_SESSIONS:
+            known.clear()
+            known[None] = 0
+        for session in set(sessions) - known.keys():
+            known[session] = key_of(session or "")
+        return [known[session] for session in sessions]
 
     def _look_up(self, videos: Sequence[str], registry: Registry) -> list[tuple[int, int]]:
         """Key and cluster of each video; UNASSIGNED (-1) where the registry has no live cluster for it."""
@@ -297,36 +287,33 @@ class _Alone(_Usual, forbid_unknown_fields=True, gc=False):
 _DIRECT: Final = msgspec.json.Decoder(_Alone)
 
 
-def _usual(event: _Usual, key: bytes | None, append_time: int) -> _Found | None:
-    """The columns of a usual event, None for one that needs a closer look."""
-    user, video, ts, event_id, playback, session = (
-        event.user_id,
-        event.video_id,
-        event.ts,
-        event.event_id,
-        event.playback_id,
-        event.session_id,
-    )
-    texts = (
-        f"{video}{event_id or ''}{playback or ''}{session or ''}{event.surface or ''}{event.locale or ''}"
-        f"{event.rec_id or ''}{event.title or ''}"
-    )
+def _usual(event: _Usual, key: bytes | None, append_time: int, printable: bool) -> _Found | None:
+    """The columns of a usual event, None for one that needs a closer look. printable: each of its texts is."""
+    user, video, ts, event_id, playback = event.user_id, event.video_id, event.ts, event.event_id, event.playback_id
     if user.encode() != key or ts > append_time + FUTURE_TOLERANCE_MS:
         return None
-    if not (texts.isprintable() and user.isprintable()):
+    if not printable and not _is_printable(event):
         return None
-    if (event.tags or event.category) and not all(map(str.isprintable, (*event.tags, *event.category))):
-        return None
-    audience = event.audience
     flags = AUTOPLAY if event.autoplay else 0
     if event.action == "play":
-        fraction = play_weight(event.watch_ms, event.duration_ms, event.watch_fraction, autoplay=event.autoplay)
-        weight = floor(fraction * UNITS + 0.5) * UNIT
+        watched, duration = event.watch_ms, event.duration_ms
+        weight = play_weight(watched, duration, event.watch_fraction, autoplay=event.autoplay)
+        weight = floor(weight * UNITS + 0.5) * UNIT
         if playback is not None:
-            identity = text_digest(framed("playback", playback, video))
-            return video, ts, weight, identity, session, _AUDIENCES[audience], flags | PLAYBACK, event.cluster_id
+            flags |= PLAYBACK
     else:
         weight = _ACTIONS[event.action]
-    # As `event_text` frames it, which is asked itself where there is no id: it reads fields by name.
-    text = f"5:event{len(event_id)}:{event_id}" if event_id is not None else event_text(cast(WatchEvent, event))
-    return video, ts, weight, text_digest(text), session, _AUDIENCES[audience], flags, event.cluster_id
+    if flags & PLAYBACK:
+        text = framed("playback", playback or "", video)
+    elif event_id is not None:
+        text = f"5:event{len(event_id)}:{event_id}"  # as `event_text` frames it
+    else:
+        text = event_text(cast(WatchEvent, event))  # it reads fields by name
+    identity = blake2b(text.encode(), digest_size=8).digest()
+    return video, ts, weight, identity, event.session_id, _AUDIENCES[event.audience], flags, event.cluster_id
+
+
+def _is_printable(event: _Usual) -> bool:
+    ids = f"{event.user_id}{event.video_id}{event.event_id or ''}{event.playback_id or ''}{event.session_id or ''}"
+    names = f"{event.surface or ''}{event.locale or ''}{event.rec_id or ''}{event.title or ''}"
+    return ids.isprintable() and names.isprintable() and all(map(str.isprintable, (*event.tags, *event.category)))

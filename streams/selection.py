@@ -13,8 +13,12 @@ from functools import lru_cache
 from itertools import islice
 from typing import Final
 
+import numpy as np
+import numpy.typing as npt
+
 from streams.identifiers import interest_id
 from streams.interests import Distribution
+from streams.mixture import Floats
 from streams.records import (
     Audience,
     Basis,
@@ -131,13 +135,17 @@ def _maturity(state: State, policy: Policy) -> Maturity:
 class _Prepared:
     """What selection asks of a registry version again and again.
 
-    statable: clusters that a persona may state; near: suggestible clusters near each one, with their cosine;
-    labelled: suggestible clusters by label; popular: suggestible cards, most watched first; videos: ids by key, filled
-    as they are asked for.
+    cards: by row, ascending by cluster id; row_of: rows by cluster id; near, cosine: (rows, neighbours), rows of the
+    suggestible clusters near each one, those too far away or not suggestible as one row more, with cosine 0; statable:
+    clusters that a persona may state; labelled: suggestible clusters by label; popular: suggestible cards, most watched
+    first; videos: ids by key, filled as they are asked for.
     """
 
+    cards: Sequence[ClusterCard]
+    row_of: Mapping[int, int]
+    near: npt.NDArray[np.int64]
+    cosine: Floats
     statable: frozenset[int]
-    near: Mapping[int, Sequence[tuple[int, float]]]
     labelled: Mapping[str, Sequence[int]]
     popular: Sequence[ClusterCard]
     videos: dict[int, str | None]
@@ -145,23 +153,28 @@ class _Prepared:
 
 @lru_cache(maxsize=8)
 def _prepared(registry: Registry) -> _Prepared:
-    cards = registry.cards
-    open_to_suggest = {cluster: card for cluster, card in cards.items() if card.suggestible}
+    cards = [registry.cards[cluster] for cluster in sorted(registry.cards)]
+    row_of = {card.cluster_id: row for row, card in enumerate(cards)}
+    suggestible = [card for card in cards if card.suggestible]
     labelled: dict[str, list[int]] = {}
-    for cluster, card in open_to_suggest.items():
-        labelled.setdefault(card.label, []).append(cluster)
+    for card in suggestible:
+        labelled.setdefault(card.label, []).append(card.cluster_id)
+    similar = [registry.similar(card.cluster_id) for card in cards]
+    near = np.full((len(cards), max(map(len, similar), default=0)), len(cards))
+    cosine = np.zeros(near.shape)
+    allowed = {card.cluster_id for card in suggestible}
+    for row, others in enumerate(similar):
+        for place, (other, similarity) in enumerate(others):
+            if similarity >= MINIMUM_SIMILARITY and other in allowed:
+                near[row, place], cosine[row, place] = row_of[other], similarity
     return _Prepared(
-        statable=frozenset(cluster for cluster, card in cards.items() if card.statable),
-        near={
-            cluster: [
-                (other, similarity)
-                for other, similarity in registry.similar(cluster)
-                if similarity >= MINIMUM_SIMILARITY and other in open_to_suggest
-            ]
-            for cluster in cards
-        },
+        cards=cards,
+        row_of=row_of,
+        near=near,
+        cosine=cosine,
+        statable=frozenset(card.cluster_id for card in cards if card.statable),
         labelled=labelled,
-        popular=sorted(open_to_suggest.values(), key=lambda card: (-card.prior, card.cluster_id)),
+        popular=sorted(suggestible, key=lambda card: (-card.prior, card.cluster_id)),
         videos={},
     )
 
@@ -267,51 +280,45 @@ def _novel(
 ) -> tuple[NovelCandidate, ...]:
     """Clusters near what the viewer likes and never watched, best first, spread over the interests they come from."""
     prepared = _prepared(registry)
-    excluded = set(avoid).union(state["cluster"].tolist())
+    excluded = {*avoid, *state["cluster"].tolist()}
     for interest in interests:
         excluded.update(prepared.labelled.get(interest.label, ()))
     if not interests:
         return _popular(registry, excluded)
-    scores: dict[int, float] = {}
-    via: dict[int, tuple[float, int, str]] = {}
-    for interest in interests:
-        weight = max(interest.share, PINNED_SHARE if interest.pinned else 0.0)
-        for cluster, similarity in prepared.near[interest.cluster_id]:
-            if cluster in excluded:
-                continue
-            gain = weight * similarity
-            if cluster not in scores:
-                scores[cluster] = gain
-                via[cluster] = (gain, interest.cluster_id, interest.label)
-                continue
-            scores[cluster] += gain
-            if gain >= via[cluster][0]:
-                via[cluster] = max(via[cluster], (gain, interest.cluster_id, interest.label))
-    mean = sum(scores.values()) / len(scores) if scores else 0.0
-    if mean <= 0:
+    weights = [max(interest.share, PINNED_SHARE if interest.pinned else 0.0) for interest in interests]
+    rows = [prepared.row_of[interest.cluster_id] for interest in interests]
+    near = prepared.near[rows]
+    gains = prepared.cosine[rows] * np.array(weights)[:, None]
+    scores = np.bincount(near.ravel(), gains.ravel(), len(prepared.row_of) + 1)
+    scores[[prepared.row_of[cluster] for cluster in excluded if cluster in prepared.row_of]] = 0.0
+    candidates = np.flatnonzero(scores)
+    if not len(candidates):
         return ()
-    chosen: list[int] = []
+    mean = float(scores[candidates].mean())
+    chosen: list[NovelCandidate] = []
     used: set[int] = set()
-    for _, cluster in sorted([(-round(score, 9), cluster) for cluster, score in scores.items()]):
-        source = via[cluster][1]
-        if source not in used or len(interests) < MAXIMUM_NOVEL:
-            used.add(source)
-            chosen.append(cluster)
+    # Ties, such as rounding makes of sums in another order, go to the smaller id: rows are in its order.
+    for row in candidates[np.argsort(-np.round(scores[candidates], 9), kind="stable")].tolist():
+        source = int(np.where(near == row, gains, 0.0).max(axis=1).argmax())
+        if source in used and len(interests) >= MAXIMUM_NOVEL:
+            continue
+        used.add(source)
+        card, via, score = prepared.cards[row], interests[source], float(scores[row])
+        chosen.append(
+            NovelCandidate(
+                cluster_id=card.cluster_id,
+                label=card.label,
+                query=card.query,
+                lift=round(score / mean, 3),
+                confidence=round(min(1.0, score), 3),
+                via=(via.cluster_id,),
+                via_labels=(via.label,),
+                titles=card.titles,
+            )
+        )
         if len(chosen) == MAXIMUM_NOVEL:
             break
-    return tuple(
-        NovelCandidate(
-            cluster_id=cluster,
-            label=registry.cards[cluster].label,
-            query=registry.cards[cluster].query,
-            lift=round(scores[cluster] / mean, 3),
-            confidence=round(min(1.0, scores[cluster]), 3),
-            via=(via[cluster][1],),
-            via_labels=(via[cluster][2],),
-            titles=registry.cards[cluster].titles,
-        )
-        for cluster in chosen
-    )
+    return tuple(chosen)
 
 
 def _popular(registry: Registry, excluded: Set[int]) -> tuple[NovelCandidate, ...]:

@@ -231,7 +231,7 @@ class WatchHandler:
             ts, outcome = int(events["ts"][at]), int(events["outcome"][at])
             if outcome == counting.AGED:
                 self._age(state, ts)
-                state["registry"] = self.registry.version
+                state["last_ts"], state["registry"] = ts, self.registry.version
                 continue
             if outcome == counting.TOO_LATE:
                 days = (int(state["last_ts"]) - ts) // DAY_MS
@@ -306,7 +306,7 @@ class WatchHandler:
             key = int(events["video"][i])
             if key in self._noted or int(events["outcome"][i]) not in _COUNTED:
                 continue
-            if self.registry.knows(columns.videos[i]):
+            if self.registry.knows(columns.found[i][0]):
                 continue
             if len(self._noted) >= NOTED_VIDEOS:
                 self._noted.clear()

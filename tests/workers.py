@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import orjson
-import pytest
 from aiohttp import ClientConnectionError, ClientSession
 from aiokafka import AIOKafkaProducer
 
@@ -127,14 +126,14 @@ class Workers:
 async def until(
     condition: Callable[[], bool | Awaitable[bool]], workers: Workers, seconds: float = 120, pause: float = 0.25
 ) -> None:
-    """Wait until the condition holds; fail the test with the workers' logs if it does not in time."""
+    """Wait until the condition holds. Raises AssertionError with the workers' logs if it does not in time."""
     deadline = time.monotonic() + seconds
     while True:
         holds = condition()
         if await holds if isawaitable(holds) else holds:
             return
         if time.monotonic() > deadline:
-            pytest.fail(f"not within {seconds:.0f} s\n{workers.logs()}")
+            raise AssertionError(f"not within {seconds:.0f} s\n{workers.logs()}")
         await asyncio.sleep(pause)
 
 
@@ -177,7 +176,8 @@ def read(settings: Settings, topic: str) -> list[Any]:
 
 def table_of(settings: Settings) -> dict[str, bytes]:
     """The watch app's states by viewer, from their changelog."""
-    return {(m.key() or b"").decode(): m.value() or b"" for m in read(settings, topics.INTERESTS_CHANGELOG)}
+    newest = {(m.key() or b"").decode(): m.value() for m in read(settings, topics.INTERESTS_CHANGELOG)}
+    return {user: value for user, value in newest.items() if value is not None}
 
 
 def by_key(messages: Iterable[Any]) -> dict[str, list[bytes | None]]:

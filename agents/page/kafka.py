@@ -44,6 +44,8 @@ log = logging.getLogger(__name__)
 
 GROUPS: Final = {WATCH_APP: (WATCH_EVENTS, USER_CONTROLS), PERSONA_APP: (REFRESH_REQUESTS,)}
 """Consumer groups and the topics they commit; the first one counts also before the group's first commit."""
+STAYING: Final = (b"moved", b"expired")
+"""Reasons of tombstones of personas that nobody removed: they are on another partition, or were gone from the store."""
 SAMPLE_SECONDS: Final = 1.0
 IDLE_SAMPLE_SECONDS: Final = 10.0
 """Between samples while nobody looks: each costs the brokers a few requests, in every worker of a fleet."""
@@ -266,6 +268,8 @@ class KafkaPageSource:
 
     def _take_persona(self, record: ConsumerRecord) -> None:
         if record.value is None:
+            if dict(record.headers).get("reason") in STAYING:
+                return
             self._recent.remove((record.key or b"").decode("utf-8", "replace"), record.timestamp)
             return
         try:

@@ -249,7 +249,9 @@ class Log:
             fetched = await self.thread._fetch_records(self.client, self.active, timeout=0.01, max_records=maximum)
         finally:
             self.client._closed = True
-        await asyncio.sleep(0)
+        # What was handed over arrives after other callbacks that wait for their turn.
+        for _ in range(10):
+            await asyncio.sleep(0)
         return {tp: [record.offset for record in records] for tp, records in fetched.items()}
 
 
