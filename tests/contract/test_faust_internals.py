@@ -203,6 +203,7 @@ class Log:
     def __init__(self, consumer: Any) -> None:
         self.consumer = consumer
         self.thread = consumer._thread
+        self.thread.parent_loop = asyncio.get_running_loop()  # Faust takes what other tests may have left as the current
         self.handed: list[tuple[TP, list[int], int]] = []
         self.active = {WATCH_0, CONTROLS_0}
         consumer.flow_active = True
@@ -249,9 +250,7 @@ class Log:
             fetched = await self.thread._fetch_records(self.client, self.active, timeout=0.01, max_records=maximum)
         finally:
             self.client._closed = True
-        # What was handed over arrives after other callbacks that wait for their turn.
-        for _ in range(10):
-            await asyncio.sleep(0)
+        await asyncio.sleep(0)
         return {tp: [record.offset for record in records] for tp, records in fetched.items()}
 
 
