@@ -203,7 +203,8 @@ class Log:
     def __init__(self, consumer: Any) -> None:
         self.consumer = consumer
         self.thread = consumer._thread
-        self.thread.parent_loop = asyncio.get_running_loop()  # Faust takes what other tests may have left as the current
+        # Faust takes the current one, and that may be what another test left.
+        self.thread.parent_loop = asyncio.get_running_loop()
         self.handed: list[tuple[TP, list[int], int]] = []
         self.active = {WATCH_0, CONTROLS_0}
         consumer.flow_active = True
