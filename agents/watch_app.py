@@ -24,10 +24,11 @@ from typing import Any, Final
 
 from agents.batch_intake import BatchIntake, assign_changelog, standbys, with_batch_intake
 from agents.dead_letter_fuse import DeadLetterFuse
-from agents.faust_apps import batches, create_app, input_record, is_current, produce, raw_topic
+from agents.faust_apps import batches, create_app, input_record, is_current, raw_topic
 from agents.kafka_admin import KafkaRefused, KafkaUnavailable, TopicIds
 from agents.kafka_log import KafkaLog
 from agents.liveness import Progress, measure
+from agents.output_writer import OutputWriter
 from agents.page.source import Health
 from agents.partition import Kept, PartitionStates, Place
 from agents.settings import Settings, SettingsError
@@ -119,6 +120,7 @@ class WatchApp:
         self._failed: list[_Owned] = []
         self._locks: dict[int, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._log = KafkaLog(settings)
+        self._outputs = OutputWriter(settings)
         self._watch_topic = settings.topic_prefix + topics.WATCH_EVENTS
         self._changelog = settings.topic_prefix + topics.INTERESTS_CHANGELOG
         self._fuse = DeadLetterFuse(self._watch_topic, settings.dead_letters_per_minute)
@@ -202,7 +204,7 @@ class WatchApp:
     async def produce(self, outputs: Sequence[Output]) -> None:
         """Send outputs and await their acknowledgements."""
         if outputs:
-            await produce(self.app, self._settings, [self._traced(output) for output in outputs])
+            await self._outputs.write([self._traced(output) for output in outputs])
 
     async def _flush(self, partition: int) -> None:
         """Write what changed, then let the offsets that it covers be committed."""
@@ -527,6 +529,7 @@ class WatchApp:
             await self._standby.close()
         for owned in (*self._failed, *self._owned.values()):
             await owned.states.close()
+        await self._outputs.close()
         await self._log.close()
 
     def _marker_among(self, values: Sequence[bytes | None]) -> int:

@@ -129,7 +129,7 @@ async def test_a_log_that_ends_below_the_markers_is_refused(settings: Settings, 
     """The changelog holds markers of a topic whose records are gone."""
     worker = workers.start()
     with TopicReader(settings) as reader:
-        changelog = list(reader.read(prefixed(settings, topics.INTERESTS_CHANGELOG)))
+        changelog = [m for m in reader.read(prefixed(settings, topics.INTERESTS_CHANGELOG)) if m.value() is not None]
     partition = changelog[-1].partition()
     state = from_bytes(changelog[-1].value() or b"")
     state["watch_offset"] = 10**9
