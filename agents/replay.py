@@ -17,7 +17,6 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Final, TypeAlias
 
-from agents.commit import make_durable
 from streams import topics
 from streams.columns import Headers
 from streams.dead_letters import dead_letter
@@ -25,7 +24,7 @@ from streams.decoding import Rejected, decode_control
 from streams.positions import Position, PositionKind, Recorded
 from streams.records import encode
 from streams.registry import Registry
-from streams.state_table import Changes, StateTable
+from streams.state_table import StateTable
 from streams.watch import (
     Batch,
     InputRecord,
@@ -237,7 +236,7 @@ class ReplayDriver:
             waiting = broker.events[broker.committed : broker.committed + self._batch_records]
             batch = self._handler.handle(waiting) if waiting else self._handler.handle_due(len(broker.events))
             try:
-                await make_durable(self, self._partition, batch, self._table.take_changed())
+                self._make_durable(batch)
             except _Killed:
                 self._dying = None
                 self._start()
@@ -251,29 +250,19 @@ class ReplayDriver:
         self.dead_letters += batch.dead_letters
         self.unassigned += batch.unassigned
 
-    # Transport of agents/commit.py
-
-    async def produce(self, outputs: Sequence[Output]) -> None:
-        """Outputs are durable at once."""
+    def _make_durable(self, batch: Batch) -> None:
+        """Outputs, then states, then the offset, as the watch app does; a crash falls between two of them."""
+        broker, changes = self._broker, self._table.take_changed()
         self._die_after(Step.NOTHING)
-        self._broker.outputs.extend(outputs)
-
-    async def write_states(self, partition: int, changes: Changes) -> None:
-        """The changelog."""
-        self._die_after(Step.NOTHING)
+        broker.outputs.extend(batch.outputs)
         self._die_after(Step.OUTPUTS)
         for key, value in zip(changes.keys, changes.values, strict=True):
             if value is None:
-                self._broker.changelog.pop(key, None)
+                broker.changelog.pop(key, None)
             else:
-                self._broker.changelog[key] = value
-
-    async def commit(self, partition: int, next_offset: int) -> None:
-        """Move the committed offset."""
-        self._die_after(Step.NOTHING)
-        self._die_after(Step.OUTPUTS)
+                broker.changelog[key] = value
         self._die_after(Step.STATES)
-        self._broker.committed = max(next_offset, self._broker.committed)
+        broker.committed = max(batch.next_offset, broker.committed)
 
     def _die_after(self, step: Step) -> None:
         if self._dying is step:

@@ -1,7 +1,7 @@
 """The watch handler: one partition's records in, changed states and outputs out. No broker, no clock.
 
 Both intakes and the replay driver call `WatchHandler`. It changes the states of its table in place; the caller makes
-the outputs durable, then the states, then the offsets (agents/commit.py).
+the outputs durable, then the states, then the offsets (agents/watch_app.py).
 """
 
 from __future__ import annotations
