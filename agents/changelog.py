@@ -363,5 +363,6 @@ def _ignore(futures: Iterable[asyncio.Future[Any]]) -> None:
 
 
 def columns(records: Sequence[Any]) -> tuple[list[bytes], list[bytes | None]]:
-    """Keys and values of consumed records."""
-    return [record.key for record in records], [record.value for record in records]
+    """Keys and values of consumed records, those of nobody left out."""
+    about = [record for record in records if record.key != NOBODY]
+    return [record.key for record in about], [record.value for record in about]
