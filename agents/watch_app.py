@@ -213,6 +213,8 @@ class WatchApp:
             return
         async with owned.flushing:
             async with self._locks[partition]:  # between batches, so that the outputs of all that changed are durable
+                if self._owned.get(partition) is not owned:  # a batch failed meanwhile, or the partition moved
+                    return
                 changes, covered = owned.states.table.take_changed(), owned.next_offset
             if not changes and covered == owned.flushed:
                 return

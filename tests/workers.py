@@ -17,6 +17,7 @@ from typing import Any
 import orjson
 from aiohttp import ClientConnectionError, ClientSession
 from aiokafka import AIOKafkaProducer
+from aiokafka.errors import KafkaError
 
 from agents.kafka_admin import create_topics, prefixed
 from agents.kafka_log import KafkaLog
@@ -154,9 +155,12 @@ async def committed(settings: Settings, log: KafkaLog, group: str, topic: str) -
 
 
 async def finished(settings: Settings, log: KafkaLog, group: str, topic: str) -> bool:
-    """Whether the group has committed the whole topic."""
-    ends = [await log.end(topic, partition) for partition in range(settings.partitions)]
-    return ends == await committed(settings, log, group, topic)
+    """Whether the group has committed the whole topic. A broker that does not answer yet says nothing."""
+    try:
+        ends = [await log.end(topic, partition) for partition in range(settings.partitions)]
+        return ends == await committed(settings, log, group, topic)
+    except KafkaError:
+        return False
 
 
 async def until_counted(settings: Settings, workers: Workers, seconds: float = 120) -> None:

@@ -125,7 +125,7 @@ async def compact(run: Run) -> None:
     async def overwritten() -> int:
         """States before those ends that a later one, also before them, replaces."""
         log = await asyncio.to_thread(_changelog, run)
-        keys = [m.key() for m in log if m.offset() <= ends.get(m.partition(), -1)]
+        keys = [(m.partition(), m.key()) for m in log if m.offset() <= ends.get(m.partition(), -1)]
         return len(keys) - len(set(keys))
 
     async def cleaned() -> bool:
