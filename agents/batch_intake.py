@@ -23,6 +23,7 @@ from faust.transport.drivers.aiokafka import AIOKafkaConsumerThread, Consumer, T
 from faust.types import TP
 
 from agents.kafka_admin import aiokafka_options
+from agents.kafka_log import fetches
 from agents.settings import Settings
 
 FETCH_WAIT_MS: Final = 50
@@ -316,9 +317,8 @@ async def _read_between(settings: Settings, tp: TP, start: int, end: int) -> lis
                 "%s partition %d: offsets %d to %d were deleted before they were handled", *tp, start, beginning - 1
             )
         consumer.seek(partition, max(start, beginning))
-        while await consumer.position(partition) < end:
-            fetched = await consumer.getmany(partition, timeout_ms=500)
-            found += [record for record in fetched.get(partition, ()) if record.offset < end]
+        async for records in fetches(consumer, partition, end):
+            found += [record for record in records if record.offset < end]
     return found
 
 

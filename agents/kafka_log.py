@@ -93,7 +93,7 @@ class KafkaLog:
                     await consumer.seek_to_beginning(tp)
                 else:
                     consumer.seek(tp, start)
-                async for records in _fetches(consumer, tp, end):
+                async for records in fetches(consumer, tp, end):
                     for record in records:
                         if record.offset < end:
                             yield record
@@ -108,7 +108,7 @@ class KafkaLog:
             consumer.assign([tp])
             try:
                 consumer.seek(tp, start)
-                async for records in _fetches(consumer, tp, end):
+                async for records in fetches(consumer, tp, end):
                     for record in records:
                         return bool(record.offset >= end)
                 return True
@@ -134,7 +134,7 @@ class KafkaLog:
         return TopicPartition(self._settings.topic_prefix + topic, partition)
 
 
-async def _fetches(consumer: AIOKafkaConsumer, tp: TopicPartition, end: int) -> AsyncIterator[list[Any]]:
+async def fetches(consumer: AIOKafkaConsumer, tp: TopicPartition, end: int) -> AsyncIterator[list[Any]]:
     """What the consumer fetches until its position is `end`. Raises LogStalledError where it does not get on."""
     position, moved = await consumer.position(tp), time.monotonic()
     while position < end:

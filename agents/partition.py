@@ -15,7 +15,7 @@ from streams import topics
 from streams.ageing import prune, sweep
 from streams.state import from_values
 from streams.state_table import Changes, StateTable
-from streams.watch import Output, WatchConfiguration, highest_marker
+from streams.watch import Output, WatchConfiguration, highest_marker, highest_marker_among
 
 EXAMINED: Final = 2000
 """Stored states looked at together when those that aged are searched."""
@@ -69,7 +69,10 @@ class PartitionStates:
         def apply(keys: Sequence[bytes], values: Sequence[bytes | None], next_offset: int) -> None:
             if self._place.folder is None:
                 self.table.put(keys, values)
-            self._store.write(keys, values, next_offset, self._marker(values) if self._place.folder else -1)
+                self._store.write(keys, values, next_offset, -1)
+            else:
+                highest = highest_marker_among(values, self._topic_id, self._place.partition)
+                self._store.write(keys, values, next_offset, highest)
             recovering(next_offset)
 
         end = await self._changelog.recover(apply, start)
@@ -148,7 +151,3 @@ class PartitionStates:
             table.remove(key)
         # The topic keeps a persona for ever, unlike the store, where it expires.
         return [Output(topics.PERSONAS, key, None, EXPIRED, partition=self._place.partition) for key in told]
-
-    def _marker(self, values: Sequence[bytes | None]) -> int:
-        states = from_values([value for value in values if value is not None])
-        return highest_marker(states, self._topic_id, self._place.partition)

@@ -49,9 +49,8 @@ from streams.decoding import Rejected, decode_control
 from streams.positions import Position, PositionKind, Recorded, decode_position, encode_position
 from streams.records import encode
 from streams.registry import Registry
-from streams.state import from_values
 from streams.topics import DAY_MS
-from streams.watch import Batch, InputRecord, Output, WatchConfiguration, WatchHandler, highest_marker
+from streams.watch import Batch, InputRecord, Output, WatchConfiguration, WatchHandler, highest_marker_among
 
 BATCH_RECORDS: Final = 1000
 """Most records that the agent intake hands over together."""
@@ -459,7 +458,7 @@ class WatchApp:
             self._folder_of,
             self._topic_ids[topics.INTERESTS_CHANGELOG],
             self._watch_id,
-            self._marker_among,
+            lambda values: highest_marker_among(values, self._configuration.topic_id),
         )
 
     async def _on_assigned(self, *arguments: Any, **_: Any) -> None:  # noqa: ANN401
@@ -533,10 +532,6 @@ class WatchApp:
             await owned.states.close()
         await self._outputs.close()
         await self._log.close()
-
-    def _marker_among(self, values: Sequence[bytes | None]) -> int:
-        states = from_values([value for value in values if value is not None])
-        return highest_marker(states, self._configuration.topic_id)
 
     # Telemetry
 

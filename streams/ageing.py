@@ -18,8 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 from streams.state import BOOTSTRAPPED, EMPTY, OPTED_OUT, STATE, STUB_BYTES, State, new_state
+from streams.topics import DAY_MS
 
-DAY_MS: Final = 86_400_000
 IDLE_DAYS: Final = 400
 """Longer than a year, so that a viewer of one season is known in the next."""
 FORGET_DAYS: Final = 120

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from hashlib import blake2b
 from math import floor
 from typing import Annotated, Any, Final, Literal, Protocol, TypeAlias, cast
 
@@ -298,7 +297,7 @@ def _usual(event: _Usual, key: bytes | None, append_time: int, printable: bool) 
     if event.action == "play":
         watched, duration = event.watch_ms, event.duration_ms
         weight = play_weight(watched, duration, event.watch_fraction, autoplay=event.autoplay)
-        weight = floor(weight * UNITS + 0.5) * UNIT
+        weight = rounded(weight)
         if playback is not None:
             flags |= PLAYBACK
     else:
@@ -309,8 +308,7 @@ def _usual(event: _Usual, key: bytes | None, append_time: int, printable: bool) 
         text = f"5:event{len(event_id)}:{event_id}"  # as `event_text` frames it
     else:
         text = event_text(cast(WatchEvent, event))  # it reads fields by name
-    identity = blake2b(text.encode(), digest_size=8).digest()
-    return video, ts, weight, identity, event.session_id, _AUDIENCES[event.audience], flags, event.cluster_id
+    return video, ts, weight, text_digest(text), event.session_id, _AUDIENCES[event.audience], flags, event.cluster_id
 
 
 def _is_printable(event: _Usual) -> bool:

@@ -22,8 +22,8 @@ import numpy.typing as npt
 from streams.mixture import LN2, Model, Record, accumulate, double, observe, seat, withdraw
 from streams.records import UNASSIGNED
 from streams.state import BOOTSTRAPPED, OPTED_OUT, RING, SLOTS, UNIT
+from streams.topics import DAY_MS
 
-DAY_MS: Final = 86_400_000
 SHORT_EVENTS, LONG_EVENTS = 12.0, 80.0
 SHORT_DAYS, LONG_DAYS = 14.0, 90.0
 SESSION_CAP: Final = 4.0
@@ -49,9 +49,8 @@ LOADED: Final = 4
 CLAMPED: Final = 8
 """Flag of an event: a value was brought into range."""
 
-NONE_YET: Final = 0
-"""Outcome of an event that is still to be applied; the others as `streams.watch.Outcome` names them."""
-APPLIED, APPLIED_CLAMPED, LATE, DUPLICATE, REPEATED, OPT_OUT, TOO_LATE, NOT_ORGANIC, REJECTED, AGED = range(1, 11)
+APPLIED, APPLIED_CLAMPED, LATE, DUPLICATE, REPEATED, OPT_OUT, TOO_LATE, AGED = range(1, 9)
+"""Outcomes of events, as `streams.watch.Outcome` names them; 0: still to be applied."""
 
 EVENT: Final = np.dtype(
     [
@@ -82,7 +81,7 @@ class Gates(NamedTuple):
     """When a request is due: `streams.trigger.Policy` and `Thresholds` as plain numbers.
 
     first, template: qualifying watches, template 0: never; maximum_age: ms, 0: no limit; regret, stride, memory,
-    cool_down, idle: see there; idle: ms after which a viewer starts anew (streams/ageing.py).
+    cool_down: see there; idle: ms after which a viewer starts anew (streams/ageing.py).
     """
 
     first: int

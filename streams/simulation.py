@@ -15,8 +15,9 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from streams.counting import DAY_MS, SESSION_GAP_MS
+from streams.counting import SESSION_GAP_MS
 from streams.mixture import Floats
+from streams.topics import DAY_MS
 
 START_TS: Final = 1_767_225_600_000
 """Simulated time begins at 2026-01-01 00:00 UTC."""

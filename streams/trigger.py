@@ -16,11 +16,12 @@ from typing import Any, Final
 import numpy as np
 
 from streams.ageing import FORGET_DAYS
-from streams.counting import AGE, DAY_MS, FIRST, NOTHING, REGRET, Gates, due
+from streams.counting import AGE, FIRST, NOTHING, REGRET, Gates, due
 from streams.interests import Distribution
 from streams.mixture import Constants
 from streams.records import Rule
 from streams.state import State
+from streams.topics import DAY_MS
 
 FORMAT: Final = 2
 SETTLING: Final = 32

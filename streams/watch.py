@@ -19,7 +19,7 @@ from streams import counting, topics
 from streams.ageing import IDLE_DAYS, Stage, aged, prune
 from streams.columns import Columns, Decode, Headers, Parse, Reader, Record, key_of
 from streams.controls import apply_control
-from streams.counting import DAY_MS, Gates, Log
+from streams.counting import Gates, Log
 from streams.dead_letters import dead_letter
 from streams.decoding import Rejected, RejectReason
 from streams.identifiers import request_id
@@ -40,8 +40,9 @@ from streams.records import (
 from streams.registry import Registry
 from streams.remap import adopt_registry
 from streams.selection import build_context
-from streams.state import BOOTSTRAPPED, EMPTY, MARKERS, State, new_state, pack
+from streams.state import BOOTSTRAPPED, EMPTY, MARKERS, State, from_values, new_state, pack
 from streams.state_table import StateTable
+from streams.topics import DAY_MS
 from streams.trigger import Fired, Policy, Thresholds, adopt, fired, gates
 
 TRACE_HEADERS: Final = frozenset({"traceparent", "tracestate"})
@@ -451,6 +452,11 @@ def highest_marker(states: npt.NDArray[np.void], topic_id: str, partition: int |
     if partition is not None:
         own &= states["watch_partition"] == partition
     return int(states["watch_offset"][own].max(initial=-1))
+
+
+def highest_marker_among(values: Iterable[bytes | None], topic_id: str, partition: int | None = None) -> int:
+    """As `highest_marker`, of stored values; None stands for a viewer who was removed."""
+    return highest_marker(from_values([value for value in values if value is not None]), topic_id, partition)
 
 
 def _under(registry: Registry, control: UserControl) -> UserControl:

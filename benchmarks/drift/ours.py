@@ -10,10 +10,10 @@ import numpy.typing as npt
 from agents.artefacts import load_thresholds
 from agents.compiled import empty_states, kernel
 from agents.settings import Settings
-from streams.counting import DAY_MS
 from streams.mixture import Model
 from streams.prequential import Rule
 from streams.simulation import SimulatedStream, Viewer, simulate
+from streams.topics import DAY_MS
 from streams.trigger import Policy
 
 Floats = npt.NDArray[np.float64]

@@ -10,8 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.drift import ours
-from streams.counting import DAY_MS, LONG_DAYS, LONG_EVENTS, SESSION_GAP_MS, SHORT_DAYS, SHORT_EVENTS
+from streams.counting import LONG_DAYS, LONG_EVENTS, SESSION_GAP_MS, SHORT_DAYS, SHORT_EVENTS
 from streams.simulation import SimulatedStream
+from streams.topics import DAY_MS
 
 Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 
 from streams import topics
-from streams.ageing import DAY_MS, IDLE_DAYS, LATENESS_DAYS, prune, sweep
+from streams.ageing import IDLE_DAYS, LATENESS_DAYS, prune, sweep
 from streams.decoding import Decoded, decode_control
 from streams.positions import Position, PositionKind, Recorded
 from streams.state import from_bytes, to_bytes
 from streams.state_table import StateTable
+from streams.topics import DAY_MS
 from streams.watch import InputRecord, Output, WatchHandler
 from tests.builders import START, control, event, make_configuration, make_registry
 

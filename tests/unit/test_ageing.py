@@ -6,8 +6,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from streams.ageing import DAY_MS, FORGET_DAYS, IDLE_DAYS, KEPT, LATENESS_DAYS, Stage, aged, prune, sweep
+from streams.ageing import FORGET_DAYS, IDLE_DAYS, KEPT, LATENESS_DAYS, Stage, aged, prune, sweep
 from streams.state import BOOTSTRAPPED, OPTED_OUT, STATE, STUB_BYTES, State, new_state, to_bytes
+from streams.topics import DAY_MS
 
 NOW = 1_700_000_000_000
 SETTLED = 1_000

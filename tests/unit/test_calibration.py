@@ -38,9 +38,9 @@ from agents.calibration import (
 from agents.cli import personas
 from agents.clusters.files import PACKAGED, packaged_registry
 from agents.settings import Settings
-from streams.counting import DAY_MS
 from streams.mixture import Constants, Model
 from streams.simulation import Viewer, simulate
+from streams.topics import DAY_MS
 
 CLUSTERS = 64
 CONSTANTS = load_thresholds(Settings().thresholds).constants

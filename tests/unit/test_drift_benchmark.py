@@ -32,8 +32,8 @@ from benchmarks.drift.policies import (
 from benchmarks.drift.report import bars, beats_every_80
 from benchmarks.drift.traces import DECAYED, FIRST, Trace, decayed, divergence, trace
 from streams import prequential
-from streams.counting import DAY_MS
 from streams.simulation import SimulatedStream, Viewer, simulate
+from streams.topics import DAY_MS
 
 
 @pytest.fixture(autouse=True)

@@ -13,11 +13,11 @@ from agents.calibration import COOL_DOWN, FIRST_AFTER, MEMORY, STRIDE, Histories
 from agents.compiled import empty_states, kernel
 from agents.replay import ReplayDriver
 from streams import mixture, prequential, topics
-from streams.counting import DAY_MS
 from streams.mixture import Constants, Floats, Model, estimate
 from streams.prequential import Rule, share_of, watch
 from streams.simulation import RATES, Stream, Viewer, simulate
 from streams.state import SLOTS, from_bytes
+from streams.topics import DAY_MS
 from tests.builders import event, make_configuration, make_model, make_registry
 
 REGISTRY = make_registry(clusters=64)

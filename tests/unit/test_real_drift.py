@@ -24,8 +24,8 @@ from benchmarks.real_drift import (
     unspliced,
     write,
 )
-from streams.counting import DAY_MS
 from streams.mixture import Constants
+from streams.topics import DAY_MS
 from streams.trigger import Thresholds
 
 

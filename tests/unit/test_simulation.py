@@ -9,7 +9,7 @@ from itertools import islice
 import numpy as np
 import pytest
 
-from streams.counting import DAY_MS, SESSION_GAP_MS
+from streams.counting import SESSION_GAP_MS
 from streams.mixture import Floats
 from streams.simulation import (
     BINGE_EVENTS,
@@ -29,6 +29,7 @@ from streams.simulation import (
     population,
     simulate,
 )
+from streams.topics import DAY_MS
 
 MANY = 20_000
 

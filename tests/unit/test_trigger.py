@@ -14,13 +14,14 @@ from agents.artefacts import load_thresholds
 from agents.calibration import SETTLED, false_per_1k, run, simulated
 from agents.settings import Settings, SettingsError
 from streams.ageing import IDLE_DAYS
-from streams.counting import DAY_MS, notice
+from streams.counting import notice
 from streams.interests import Distribution, distribution
 from streams.mixture import Constants, Model
 from streams.prequential import watch
 from streams.records import Rule
 from streams.simulation import Kind, Purpose, SimulatedStream, population
 from streams.state import SLOTS, State, new_state
+from streams.topics import DAY_MS
 from streams.trigger import (
     MOST,
     SETTLING,
