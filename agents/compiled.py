@@ -13,12 +13,12 @@ from collections.abc import Sequence
 from hashlib import sha256
 from pathlib import Path
 from types import FunctionType, ModuleType, SimpleNamespace
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
-from streams import counting, mixture, packing, prequential, state
+from streams import choosing, counting, mixture, packing, prequential, state
 from streams.counting import EVENT, Gates, Log
 from streams.mixture import Constants, Model
 from streams.state import STATE, new_state
@@ -40,10 +40,11 @@ def worker_kernel(folder: Path) -> Kernel:
     started = time.perf_counter()
     # numba keeps a function under its own file's date alone; what it calls and the layout count as well.
     numba.config.CACHE_DIR = str(folder / _fingerprint())  # type: ignore[attr-defined]
-    names = compiled(mixture, counting, packing, kept=("apply", "survey_one", "pack_into"))
+    names = compiled(mixture, counting, choosing, packing, kept=("apply", "survey_one", "choose_one", "pack_into"))
     kernel = Kernel(
         names.apply,
         lambda viewer, model: names.survey_one(viewer.reshape(1), model),
+        lambda viewer, shares, catalogue: names.choose_one(viewer.reshape(1), shares, catalogue),
         lambda records: packing.pack_with(names.pack_into, records, state.EMPTY_WORDS),
     )
     states, model = empty_states(1), Model(Constants(*[1.0] * len(Constants._fields)), np.ones(1))
@@ -51,15 +52,31 @@ def worker_kernel(folder: Path) -> Kernel:
     kernel.apply(states, np.zeros(0, EVENT), 0, Log(np.uint64(1), 0), model, gates)
     states["total"] = 1.0  # what an estimate divides by
     kernel.survey(states.reshape(()), model)
+    kernel.choose(states.reshape(()), np.zeros(state.SLOTS), _CATALOGUE)
     kernel.pack(states.view(state.WORD).reshape(1, state.WORDS))
     logger.info("kernel ready after %.1f s", time.perf_counter() - started)
     return kernel
 
 
+_ROWS: Final = np.zeros(1, np.int64)
+_CATALOGUE: Final = choosing.Catalogue(
+    row_of=_ROWS,
+    cluster=_ROWS,
+    label=_ROWS,
+    statable=np.ones(1, bool),
+    near=np.full((1, 1), choosing.NONE),
+    cosine=np.zeros((1, 1)),
+    popular=_ROWS,
+)
+"""Of one cluster, for the types."""
+
+
 def _fingerprint() -> str:
     import numba
 
-    sources = b"".join(Path(str(module.__file__)).read_bytes() for module in (counting, mixture, packing, state))
+    sources = b"".join(
+        Path(str(module.__file__)).read_bytes() for module in (choosing, counting, mixture, packing, state)
+    )
     return sha256(sources + f"{numba.__version__} {STATE} {EVENT}".encode()).hexdigest()[:16]
 
 

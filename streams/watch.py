@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from streams import counting, topics
 from streams.ageing import IDLE_DAYS, Stage, aged, prune
+from streams.choosing import choose
 from streams.columns import Columns, Decode, Headers, Parse, Reader, Record, key_of
 from streams.controls import apply_control
 from streams.counting import Gates, Log
@@ -39,7 +40,7 @@ from streams.records import (
 )
 from streams.registry import Registry
 from streams.remap import adopt_registry
-from streams.selection import build_context
+from streams.selection import Choose, build_context
 from streams.state import BOOTSTRAPPED, EMPTY, MARKERS, State, from_values, new_state, pack
 from streams.state_table import StateTable
 from streams.topics import DAY_MS
@@ -113,14 +114,15 @@ Apply: TypeAlias = Callable[[npt.NDArray[np.void], npt.NDArray[np.void], int, Lo
 
 
 class Kernel(NamedTuple):
-    """The functions that cost the most, plain or compiled: of streams.counting, streams.mixture and streams.state."""
+    """The functions that cost the most, plain or compiled: of streams.counting, .mixture, .choosing and .state."""
 
     apply: Apply
     survey: Survey
+    choose: Choose
     pack: Pack
 
 
-PLAIN: Final = Kernel(counting.apply, survey, pack)
+PLAIN: Final = Kernel(counting.apply, survey, choose, pack)
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,7 +269,14 @@ class WatchHandler:
         configuration = self._configuration
         state["flags"] = int(state["flags"]) & ~BOOTSTRAPPED
         context = build_context(
-            user_id, state, now, self.registry, reason, configuration.policy, configuration.thresholds
+            user_id,
+            state,
+            now,
+            self.registry,
+            reason,
+            configuration.policy,
+            configuration.thresholds,
+            configuration.kernel.choose,
         )
         sequence = adopt(state, now, reason.rule, template_only=reason.template_only)
         request = RefreshRequest(

@@ -27,6 +27,7 @@ from agents.persona_writer import MAXIMUM_PERSONA_BYTES
 from agents.settings import ENVIRONMENT_PREFIX, Settings
 from agents.telemetry import CATALOGUE
 from streams import (
+    choosing,
     columns,
     counting,
     decoding,
@@ -393,10 +394,10 @@ def facts() -> dict[str, str]:
         "slots": f"A viewer has {state.SLOTS} clusters at a time",
         "lists": f"the hidden list ({state.HIDDEN}; the oldest entry gives way)",
         "pins": f"the pinned list ({state.PINNED})",
-        "entry": f"count of {selection.ENTER_COUNT:.0f} and a share of {selection.ENTER_SHARE:.0%}",
-        "interests": f"up to {selection.MAXIMUM_INTERESTS}, largest share first",
-        "novel": f"up to {selection.MAXIMUM_NOVEL} topics",
-        "disliked": f"negative weight of {selection.DISLIKED} or more",
+        "entry": f"count of {choosing.ENTER_COUNT:.0f} and a share of {choosing.ENTER_SHARE:.0%}",
+        "interests": f"up to {choosing.MAXIMUM_INTERESTS}, largest share first",
+        "novel": f"up to {choosing.MAXIMUM_NOVEL} topics",
+        "disliked": f"negative weight of {choosing.DISLIKED} or more",
         "mature": f"fewer qualifying watches than the gate ({settings.first_persona_after}), "
         f"fewer than {selection.MATURE_AFTER}, more",
         "moved": f"whose share grew by {selection.MOVED} or more",
@@ -427,7 +428,7 @@ def test_the_page_names_the_constants_of_the_code(name: str, sentence: str) -> N
 
 
 def test_an_interest_stays_down_to_two_thirds_of_what_it_entered_with() -> None:
-    assert pytest.approx(2 / 3) == selection.STAY_FACTOR
+    assert pytest.approx(2 / 3) == choosing.STAY_FACTOR
     assert "two thirds of either" in CONTRACTS.read_text()
 
 

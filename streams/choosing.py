@@ -1,0 +1,326 @@
+"""Which of a viewer's clusters a persona states, and which others it proposes.
+
+Statistics alone, on numbers: streams/selection.py puts the words to it. The set is stable: an interest enters at 3
+watches and 3% of the viewer's watches, and stays until it falls below two thirds of either.
+
+Like streams/mixture.py, everything works on scalars and on arrays of records, so that the same source runs as plain
+Python and compiled, with the same result.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Final, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from streams.mixture import Floats, Record, double
+from streams.registry import Registry
+from streams.state import EMPTY, HIDDEN, PINNED, SLOTS, STATED
+
+MAXIMUM_INTERESTS: Final = STATED
+MAXIMUM_NOVEL: Final = 3
+ENTER_COUNT, ENTER_SHARE = 3.0, 0.03
+STAY_FACTOR: Final = 2.0 / 3.0
+INCUMBENT_BONUS: Final = 1.25
+"""An interest already stated gives its place only to one a quarter stronger."""
+DISLIKED: Final = 1.5
+"""Negative mass from which a cluster that is disliked more than it is watched is avoided."""
+MINIMUM_SIMILARITY: Final = 0.15
+PINNED_SHARE: Final = 0.05
+"""A pinned interest leads to novel topics as if it had at least this share."""
+NONE: Final = -1
+"""Stands for no slot, no row and no interest."""
+
+Whole = npt.NDArray[np.int64]
+
+
+class Catalogue(NamedTuple):
+    """What choosing asks of a registry version: arrays over its clusters, rows, ascending by cluster id.
+
+    row_of: (ids,) row by cluster id, NONE for one that is not there; cluster: (rows,) id; label: (rows,) a number for
+    each label; statable: (rows,) bool, as on the cards; near, cosine: (rows, neighbours) rows of similar suggestible
+    clusters, then NONE, and how similar they are; popular: rows of suggestible clusters, most watched first.
+    """
+
+    row_of: Whole
+    cluster: Whole
+    label: Whole
+    statable: npt.NDArray[np.bool_]
+    near: Whole
+    cosine: Floats
+    popular: Whole
+
+
+class Choice(NamedTuple):
+    """What a persona states. Places that are not taken hold NONE.
+
+    slots: (MAXIMUM_INTERESTS,) of the interests, largest share first; novel: (MAXIMUM_NOVEL,) rows of the catalogue,
+    best first; via: (MAXIMUM_NOVEL,) places among the interests that each comes from, NONE: from what is popular;
+    score: (MAXIMUM_NOVEL,) sum over the interests of share times cosine; mean: of the scores of all candidates.
+    """
+
+    slots: Whole
+    novel: Whole
+    via: Whole
+    score: Floats
+    mean: float
+
+
+def catalogue(registry: Registry) -> Catalogue:
+    """The registry's clusters as arrays."""
+    cards = [registry.cards[cluster] for cluster in sorted(registry.cards)]
+    clusters = np.array([card.cluster_id for card in cards], np.int64)
+    row_of = np.full(int(clusters.max(initial=-1)) + 1, NONE, np.int64)
+    row_of[clusters] = np.arange(len(cards))
+    suggestible = {card.cluster_id: row for row, card in enumerate(cards) if card.suggestible}
+    numbers = {label: number for number, label in enumerate(dict.fromkeys(card.label for card in cards))}
+    similar = [registry.similar(card.cluster_id) for card in cards]
+    near = np.full((len(cards), max(map(len, similar), default=0)), NONE, np.int64)
+    cosine = np.zeros(near.shape)
+    for row, others in enumerate(similar):
+        usable = [(other, value) for other, value in others if value >= MINIMUM_SIMILARITY and other in suggestible]
+        for place, (other, value) in enumerate(usable):
+            near[row, place], cosine[row, place] = suggestible[other], value
+    popular = sorted(suggestible.values(), key=lambda row: (-cards[row].prior, row))
+    return Catalogue(
+        row_of=row_of,
+        cluster=clusters,
+        label=np.array([numbers[card.label] for card in cards], np.int64),
+        statable=np.array([card.statable for card in cards], bool),
+        near=near,
+        cosine=cosine,
+        popular=np.array(popular, np.int64),
+    )
+
+
+def choose_one(states: npt.NDArray[np.void], shares: Floats, catalogue: Catalogue) -> Choice:
+    """`choose` for the only state in an array: what a compiled function takes in with the least ado."""
+    return choose(states[0], shares, catalogue)
+
+
+def choose(state: Record, shares: Floats, catalogue: Catalogue) -> Choice:
+    """Choose interests and novel topics; marks the interests in the state as stated. shares: (SLOTS,), 0..1."""
+    slots = _interests(state, shares, catalogue)
+    _state_them(state, slots)
+    novel = np.full(MAXIMUM_NOVEL, NONE)
+    via = np.full(MAXIMUM_NOVEL, NONE)
+    score = np.zeros(MAXIMUM_NOVEL)
+    if slots[0] == NONE:
+        _popular(state, catalogue, novel)
+        return Choice(slots, novel, via, score, 0.0)
+    mean = _novel(state, shares, slots, catalogue, novel, via, score)
+    return Choice(slots, novel, via, score, mean)
+
+
+def is_avoided(state: Record, cluster: int) -> bool:
+    """Whether the viewer hid the cluster, or dislikes it more than they watch it."""
+    for i in range(HIDDEN):
+        if state["hidden"][i] == cluster:
+            return True
+    for slot in range(SLOTS):
+        if state["cluster"][slot] == cluster:
+            negative = double(state["negative"][slot])
+            return negative >= DISLIKED and negative > double(state["long"][slot])
+    return False
+
+
+def _row(catalogue: Catalogue, cluster: int) -> int:
+    return int(catalogue.row_of[cluster]) if 0 <= cluster < len(catalogue.row_of) else NONE
+
+
+def _interests(state: Record, shares: Floats, catalogue: Catalogue) -> Whole:
+    """The strongest slots, one of each label: clusters that speak in their parent's words share one."""
+    rank = np.full(SLOTS, math.inf)
+    for slot in range(SLOTS):
+        rank[slot] = _rank(state, slot, double(shares[slot]), catalogue)
+    held, chosen, count = state["cluster"], np.full(MAXIMUM_INTERESTS, NONE), 0
+    while count < MAXIMUM_INTERESTS:
+        best = NONE
+        for slot in range(SLOTS):
+            if rank[slot] == math.inf:
+                continue
+            if best == NONE or rank[slot] < rank[best] or (rank[slot] == rank[best] and held[slot] < held[best]):
+                best = slot
+        if best == NONE:
+            break
+        rank[best] = math.inf
+        label, taken = catalogue.label[_row(catalogue, int(held[best]))], False
+        for i in range(count):
+            taken = taken or catalogue.label[_row(catalogue, int(held[chosen[i]]))] == label
+        if not taken:
+            chosen[count] = best
+            count += 1
+    _sort(state, shares, chosen, count)
+    return chosen
+
+
+def _rank(state: Record, slot: int, share: float, catalogue: Catalogue) -> float:
+    """Order in which slots are chosen, lowest first; infinite for one that may not be stated."""
+    cluster = int(state["cluster"][slot])
+    row = _row(catalogue, cluster)
+    if row == NONE or not catalogue.statable[row] or is_avoided(state, cluster):
+        return math.inf
+    for i in range(PINNED):
+        if state["pinned"][i] == cluster:
+            return -math.inf
+    stated = False
+    for i in range(STATED):
+        stated = stated or state["stated"][i] == cluster
+    bar = STAY_FACTOR if stated else 1.0
+    mass = double(state["long"][slot]) - double(state["negative"][slot])
+    if mass < ENTER_COUNT * bar or share < ENTER_SHARE * bar:
+        return math.inf
+    return -share * (INCUMBENT_BONUS if stated else 1.0)
+
+
+def _sort(state: Record, shares: Floats, chosen: Whole, count: int) -> None:
+    """Largest share first; ties, such as rounding makes, go to the smaller cluster id."""
+    for i in range(1, count):
+        slot, at = chosen[i], i
+        share = math.floor(double(shares[slot]) * 1e6 + 0.5)
+        while at > 0:
+            other = chosen[at - 1]
+            above = math.floor(double(shares[other]) * 1e6 + 0.5)
+            if above > share or (above == share and state["cluster"][other] < state["cluster"][slot]):
+                break
+            chosen[at] = other
+            at -= 1
+        chosen[at] = slot
+
+
+def _state_them(state: Record, slots: Whole) -> None:
+    """Note in the state what is stated, and since when."""
+    stated, since = state["stated"].copy(), state["stated_from"].copy()
+    for place in range(STATED):
+        state["stated"][place] = EMPTY
+        state["stated_from"][place] = 0
+        if slots[place] == NONE:
+            continue
+        cluster = state["cluster"][slots[place]]
+        state["stated"][place] = cluster
+        state["stated_from"][place] = state["last_ts"]
+        for i in range(STATED):
+            if stated[i] == cluster:
+                state["stated_from"][place] = since[i]
+
+
+def _popular(state: Record, catalogue: Catalogue, novel: Whole) -> None:
+    """What many viewers watch, for one of whom too little is known to go by."""
+    count = 0
+    for row in catalogue.popular:
+        if not _is_known(state, catalogue.cluster[row]):
+            novel[count] = row
+            count += 1
+            if count == MAXIMUM_NOVEL:
+                return
+
+
+def _is_known(state: Record, cluster: int) -> bool:
+    """Whether the viewer watched the cluster, or hid it."""
+    for slot in range(SLOTS):
+        if state["cluster"][slot] == cluster:
+            return True
+    for i in range(HIDDEN):  # noqa: SIM110 - generators do not compile
+        if state["hidden"][i] == cluster:
+            return True
+    return False
+
+
+def _novel(
+    state: Record, shares: Floats, slots: Whole, catalogue: Catalogue, novel: Whole, via: Whole, score: Floats
+) -> float:
+    """Clusters near what the viewer likes and never watched, best first, spread over the interests they come from.
+
+    Returns the mean score of all candidates.
+    """
+    rows, weights = np.full(MAXIMUM_INTERESTS, NONE), np.zeros(MAXIMUM_INTERESTS)
+    scores, count = np.zeros(len(catalogue.cluster)), 0
+    for i in range(MAXIMUM_INTERESTS):
+        if slots[i] == NONE:
+            break
+        count += 1
+        rows[i] = _row(catalogue, int(state["cluster"][slots[i]]))
+        weights[i] = _weight(state, int(slots[i]), double(shares[slots[i]]))
+        for place in range(catalogue.near.shape[1]):
+            other = catalogue.near[rows[i], place]
+            if other == NONE:
+                break
+            scores[other] += catalogue.cosine[rows[i], place] * weights[i]
+    _leave_out_known(state, scores, catalogue)
+    candidates, total = _candidates(scores, rows[:count], catalogue)
+    if len(candidates) == 0:
+        return 0.0
+    found, used = 0, np.zeros(MAXIMUM_INTERESTS, np.bool_)
+    while found < MAXIMUM_NOVEL:
+        best = _best(scores, candidates)
+        if best == NONE:
+            break
+        row = candidates[best]
+        candidates[best] = NONE
+        source = _source(row, rows[:count], weights, catalogue)
+        if used[source] and count >= MAXIMUM_NOVEL:
+            continue
+        used[source] = True
+        novel[found], via[found], score[found] = row, source, scores[row]
+        found += 1
+    return total / len(candidates)
+
+
+def _weight(state: Record, slot: int, share: float) -> float:
+    for i in range(PINNED):
+        if state["pinned"][i] == state["cluster"][slot]:
+            return max(share, PINNED_SHARE)
+    return share
+
+
+def _leave_out_known(state: Record, scores: Floats, catalogue: Catalogue) -> None:
+    for slot in range(SLOTS):
+        row = _row(catalogue, int(state["cluster"][slot]))
+        if row != NONE:
+            scores[row] = 0.0
+    for i in range(HIDDEN):
+        row = _row(catalogue, int(state["hidden"][i]))
+        if row != NONE:
+            scores[row] = 0.0
+
+
+def _candidates(scores: Floats, interests: Whole, catalogue: Catalogue) -> tuple[Whole, float]:
+    """Rows with a score and other words than the interests; the sum of their scores."""
+    candidates, count, total = np.empty(len(scores), np.int64), 0, 0.0
+    for row in range(len(scores)):
+        if scores[row] <= 0.0:
+            continue
+        same = False
+        for i in range(len(interests)):
+            same = same or catalogue.label[row] == catalogue.label[interests[i]]
+        if not same:
+            candidates[count] = row
+            count += 1
+            total += scores[row]
+    return candidates[:count], total
+
+
+def _best(scores: Floats, candidates: Whole) -> int:
+    """Place of the candidate with the highest score; ties, such as rounding makes, go to the smaller id."""
+    best, highest = NONE, -1.0
+    for i in range(len(candidates)):
+        if candidates[i] == NONE:
+            continue
+        score = math.floor(double(scores[candidates[i]]) * 1e9 + 0.5)
+        if score > highest:
+            best, highest = i, score
+    return best
+
+
+def _source(row: int, interests: Whole, weights: Floats, catalogue: Catalogue) -> int:
+    """The interest that a candidate owes most to."""
+    source, most = 0, 0.0
+    for i in range(len(interests)):
+        for place in range(catalogue.near.shape[1]):
+            if catalogue.near[interests[i], place] == row:
+                gain = catalogue.cosine[interests[i], place] * weights[i]
+                if gain > most:
+                    source, most = i, gain
+    return source
