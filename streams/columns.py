@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from math import floor
 from typing import Annotated, Any, Final, Literal, Protocol, TypeAlias, cast
 
 import msgspec
@@ -45,6 +44,8 @@ MAXIMUM_RECORD_BYTES: Final = 1_048_576
 KNOWN_VIDEOS: Final = 500_000
 """Videos whose key and cluster are remembered between batches."""
 KNOWN_SESSIONS: Final = 200_000
+AT_ONCE: Final = 128
+"""Records decoded together: one that is not usual costs the others of its group the quickest way."""
 UNITS: Final = round(1 / UNIT)
 
 Headers: TypeAlias = tuple[tuple[str, bytes], ...]
@@ -82,15 +83,24 @@ Parse: TypeAlias = Callable[[bytes], Any]
 
 @dataclass(slots=True)
 class Columns:
-    """Usable events of a batch, and what became of the rest.
+    """Usable events of a batch, field by field, and what became of the rest.
 
-    places: of the events among the records; keys: of their viewers; found: what they say; unplaced: places among the
-    events of those whose video is in no live cluster, set by `Reader.events`; rejected, not_organic: other records.
+    places: of the events among the records; keys: of their viewers; videos, sessions: ids; ts: ms; weights: -2..1;
+    identities: 8 bytes each, what the event is known by; audiences, flags: as in EVENT; clusters: ids that the producer
+    gave; unplaced: places among the events of those whose video is in no live cluster, set by `Reader.events`;
+    rejected, not_organic: other records.
     """
 
     places: list[int] = field(default_factory=list)
     keys: list[bytes] = field(default_factory=list)
-    found: list[_Found] = field(default_factory=list)
+    videos: list[str] = field(default_factory=list)
+    ts: list[int] = field(default_factory=list)
+    weights: list[float] = field(default_factory=list)
+    identities: list[bytes] = field(default_factory=list)
+    sessions: list[str | None] = field(default_factory=list)
+    audiences: list[int] = field(default_factory=list)
+    flags: list[int] = field(default_factory=list)
+    clusters: list[int | None] = field(default_factory=list)
     unplaced: list[int] = field(default_factory=list)
     rejected: list[tuple[int, Rejected]] = field(default_factory=list)
     not_organic: list[int] = field(default_factory=list)
@@ -104,27 +114,20 @@ class Reader:
         self._parse = parse
         self._direct = False
         self._sessions: dict[str | None, int] = {}
-        self._videos: dict[str, tuple[int, int]] = {}
+        self._video_keys: dict[str, int] = {}
+        self._clusters: dict[str, int] = {}
         self._registry: Registry | None = None
 
     def read(self, records: Sequence[Record]) -> Columns:
         """Decode and check records."""
         columns = Columns()
         self._direct = self._parse is orjson.loads
-        for place, record in enumerate(records):
-            value = record.value
-            found = None
-            if value is not None and len(value) <= MAXIMUM_RECORD_BYTES:
-                found = self._quickly(value, record)
-            if found is None:
-                found = self._checked(columns, place, record)
-                if found is None:
-                    continue
-            if record.headers and topics.BOOTSTRAP_HEADER in record.headers:
-                found = (*found[:-2], found[-2] | LOADED, found[-1])
-            columns.places.append(place)
-            columns.keys.append(record.key)  # type: ignore[arg-type]  # equal to the user id's UTF-8
-            columns.found.append(found)
+        for start in range(0, len(records), AT_ONCE):
+            self._read(columns, start, records[start : start + AT_ONCE])
+        if any(record.headers for record in records):
+            for i, place in enumerate(columns.places):
+                if topics.BOOTSTRAP_HEADER in records[place].headers:
+                    columns.flags[i] |= LOADED
         return columns
 
     def events(
@@ -132,95 +135,143 @@ class Reader:
     ) -> npt.NDArray[np.void]:
         """The kernel's events, (events,) EVENT. rows: of their viewers; offsets: of the events."""
         events = np.zeros(len(columns.places), EVENT)
-        if not columns.found:
+        if not len(events):
             return events
-        videos, ts, weights, identities, sessions, audiences, flags, given = zip(*columns.found, strict=True)
-        events["row"] = rows
-        events["offset"] = offsets
-        events["ts"] = ts
+        events["row"] = np.array(rows, np.int64)
+        events["offset"] = np.array(offsets, np.int64)
+        events["ts"] = np.array(columns.ts, np.int64)
         # Zero stands for none in a state's ring.
-        events["key"] = np.maximum(np.frombuffer(b"".join(identities), "<u8"), 1)
-        events["session"] = self._session_keys(sessions)
-        events["weight"] = weights
-        events["audience"] = audiences
-        events["flags"] = flags
-        events["video"], events["cluster"] = zip(*self._look_up(videos, registry), strict=True)
+        events["key"] = np.maximum(np.frombuffer(b"".join(columns.identities), "<u8"), 1)
+        events["session"] = self._session_keys(columns.sessions)
+        events["weight"] = rounded(np.array(columns.weights))
+        events["audience"] = np.array(columns.audiences, np.uint8)
+        events["flags"] = np.array(columns.flags, np.uint8)
+        events["video"], events["cluster"] = self._look_up(columns.videos, registry)
         columns.unplaced = np.nonzero(events["cluster"] == UNASSIGNED)[0].tolist()
-        if any(cluster is not None for cluster in given):
-            for place, cluster in enumerate(given):
+        if columns.clusters.count(None) != len(events):
+            for i, cluster in enumerate(columns.clusters):
                 if cluster is not None and (successor := registry.successor_of(cluster)) in registry.cards:
-                    events["cluster"][place] = successor
+                    events["cluster"][i] = successor
         return events
 
-    def _quickly(self, value: bytes, record: Record) -> _Found | None:
-        """A usual event's columns, None for one that needs a closer look."""
+    def _read(self, columns: Columns, start: int, records: Sequence[Record]) -> None:
+        """Read records from place `start` on: runs of usual ones together, the others one by one."""
+        events = self._usual(records)
+        done = 0
+        while done < len(events):
+            end = done
+            while end < len(events) and events[end] is not None:
+                end += 1
+            if end > done:
+                columns.places += range(start + done, start + end)
+                # Equal to the user ids' UTF-8.
+                columns.keys += cast(list[bytes], [record.key for record in records[done:end]])
+                _add(columns, cast(list[_Usual], events[done:end]))
+            if end < len(events):
+                self._checked(columns, start + end, records[end])
+            done = end + 1
+
+    def _usual(self, records: Sequence[Record]) -> list[_Usual | None]:
+        """The usual event in each record, None for one that needs a closer look."""
+        values = [record.value for record in records]
+        events = self._together(values)
+        if events is None:
+            events = [self._alone(value) for value in values]
+        elif _fit_together(events, values, records):
+            return events
+        return [
+            event if event is not None and _fits(event, record) else None
+            for event, record in zip(events, records, strict=True)
+        ]
+
+    def _together(self, values: Sequence[bytes | None]) -> list[_Usual | None] | None:
+        """The usual event in each value, parsed in one go; None if one holds something else."""
+        if not self._direct or None in values:
+            return None
+        lines = b"\n".join(cast(Sequence[bytes], values))
+        # With a line break of its own a value could pass for two.
+        if len(lines) > MAXIMUM_RECORD_BYTES or lines.count(b"\n") != len(values) - 1:
+            return None
+        try:
+            events = _DIRECT.decode_lines(lines)
+        except (msgspec.MsgspecError, UnicodeDecodeError):
+            return None
+        return cast(list[_Usual | None], events) if len(events) == len(values) else None
+
+    def _alone(self, value: bytes | None) -> _Usual | None:
+        if value is None or len(value) > MAXIMUM_RECORD_BYTES:
+            return None
         if self._direct:
             try:
-                event: _Usual = _DIRECT.decode(value)
+                return _DIRECT.decode(value)
             except (msgspec.MsgspecError, UnicodeDecodeError):
                 pass
-            else:
-                # JSON's own rules then leave nothing in a text that is not printable.
-                printable = value.isascii() and b"\\" not in value and b"\x7f" not in value
-                return _usual(event, record.key, record.timestamp, printable)
         try:
             event = msgspec.convert(self._parse(value), _Usual)
         except Exception:  # whatever a value or the operator's decoder brings about, `decode` says what it is
             return None
         # The producer sends other fields too, in all likelihood with every event.
         self._direct = False
-        return _usual(event, record.key, record.timestamp, False)
+        return event
 
-    def _checked(self, columns: Columns, place: int, record: Record) -> _Found | None:
-        """The slow way: an event by `decode`, or None once it is noted what is wrong."""
+    def _checked(self, columns: Columns, place: int, record: Record) -> None:
+        """The slow way: an event by `decode`, or what is wrong."""
         value = record.value
         if value is not None and len(value) > MAXIMUM_RECORD_BYTES:
             detail = f"{len(value)} bytes, at most {MAXIMUM_RECORD_BYTES} are read"
             columns.rejected.append((place, Rejected(RejectReason.TOO_LARGE, detail)))
-            return None
+            return
         decoded = self._decode(value, record.key, record.timestamp)
         if isinstance(decoded, Rejected):
             columns.rejected.append((place, decoded))
-            return None
+            return
         event = decoded.record
         if event.traffic is not Traffic.ORGANIC:
             columns.not_organic.append(place)
-            return None
+            return
         text = playback_text(event) if event.action is Action.PLAY else None
         flags = (PLAYBACK if text else 0) | (AUTOPLAY if event.autoplay else 0) | (CLAMPED if decoded.clamped else 0)
-        return (
-            event.video_id,
-            event.ts,
-            rounded(watch_weight(event)),
-            text_digest(text or event_text(event)),
-            event.session_id,
-            _AUDIENCES[event.audience],
-            flags,
-            event.cluster_id,
-        )
+        columns.places.append(place)
+        columns.keys.append(event.user_id.encode())
+        columns.videos.append(event.video_id)
+        columns.ts.append(event.ts)
+        columns.weights.append(watch_weight(event))
+        columns.identities.append(text_digest(text or event_text(event)))
+        columns.sessions.append(event.session_id)
+        columns.audiences.append(_AUDIENCES[event.audience])
+        columns.flags.append(flags)
+        columns.clusters.append(event.cluster_id)
 
-    def _session_keys(self, sessions: Sequence[str | None]) -> list[int]:
+    def _session_keys(self, sessions: Sequence[str | None]) -> npt.NDArray[np.uint64]:
         known = self._sessions
         if not known or len(known) >= KNOWN_SESSIONS:
             known.clear()
             known[None] = 0
         for session in set(sessions) - known.keys():
             known[session] = key_of(session or "")
-        return [known[session] for session in sessions]
+        return np.fromiter(map(known.__getitem__, sessions), np.uint64, len(sessions))
 
-    def _look_up(self, videos: Sequence[str], registry: Registry) -> list[tuple[int, int]]:
+    def _look_up(
+        self, videos: Sequence[str], registry: Registry
+    ) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.int32]]:
         """Key and cluster of each video; UNASSIGNED (-1) where the registry has no live cluster for it."""
-        if registry is not self._registry or len(self._videos) >= KNOWN_VIDEOS:
-            self._registry, self._videos = registry, {}
-        known = self._videos
-        missing = [video for video in dict.fromkeys(videos) if video not in known]
+        if registry is not self._registry or len(self._clusters) >= KNOWN_VIDEOS:
+            self._registry, self._video_keys, self._clusters = registry, {}, {}
+        missing = list(set(videos) - self._clusters.keys())
         if missing:
             keys = np.frombuffer(video_keys(missing), "<u8")
             clusters = registry.clusters_of_keys(keys).tolist()
+            self._video_keys.update(zip(missing, keys.tolist(), strict=True))
             cards = registry.cards
-            for video, key, cluster in zip(missing, keys.tolist(), clusters, strict=True):
-                known[video] = key, cluster if cluster in cards else UNASSIGNED
-        return [known[video] for video in videos]
+            self._clusters.update(
+                (video, cluster if cluster in cards else UNASSIGNED)
+                for video, cluster in zip(missing, clusters, strict=True)
+            )
+        count = len(videos)
+        return (
+            np.fromiter(map(self._video_keys.__getitem__, videos), np.uint64, count),
+            np.fromiter(map(self._clusters.__getitem__, videos), np.int32, count),
+        )
 
 
 def key_of(text: str) -> int:
@@ -228,13 +279,11 @@ def key_of(text: str) -> int:
     return int.from_bytes(text_digest(text), "little") or 1
 
 
-def rounded(weight: float) -> float:
-    """A weight as a state's ring holds it, so that a repeated heartbeat compares equal to what was credited."""
-    return floor(weight * UNITS + 0.5) * UNIT
+def rounded(weights: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Weights as a state's ring holds them, so that a repeated heartbeat compares equal to what was credited."""
+    units: npt.NDArray[np.float64] = np.floor(weights * UNITS + 0.5)
+    return units * UNIT
 
-
-_Found: TypeAlias = tuple[str, int, float, bytes, str | None, int, int, int | None]
-"""Video id, ts, weight, identity, session id, audience, flags, cluster id."""
 
 _AUDIENCES: Final[dict[str | None, int]] = {
     None: 0,
@@ -286,32 +335,59 @@ class _Alone(_Usual, forbid_unknown_fields=True, gc=False):
 _DIRECT: Final = msgspec.json.Decoder(_Alone)
 
 
-def _usual(event: _Usual, key: bytes | None, append_time: int, printable: bool) -> _Found | None:
-    """The columns of a usual event, None for one that needs a closer look. printable: each of its texts is."""
-    user, video, ts, event_id, playback = event.user_id, event.video_id, event.ts, event.event_id, event.playback_id
-    if user.encode() != key or ts > append_time + FUTURE_TOLERANCE_MS:
-        return None
-    if not printable and not _is_printable(event):
-        return None
-    flags = AUTOPLAY if event.autoplay else 0
-    if event.action == "play":
-        watched, duration = event.watch_ms, event.duration_ms
-        weight = play_weight(watched, duration, event.watch_fraction, autoplay=event.autoplay)
-        weight = rounded(weight)
-        if playback is not None:
-            flags |= PLAYBACK
-    else:
-        weight = _ACTIONS[event.action]
-    if flags & PLAYBACK:
-        text = framed("playback", playback or "", video)
-    elif event_id is not None:
-        text = f"5:event{len(event_id)}:{event_id}"  # as `event_text` frames it
-    else:
-        text = event_text(cast(WatchEvent, event))  # it reads fields by name
-    return video, ts, weight, text_digest(text), event.session_id, _AUDIENCES[event.audience], flags, event.cluster_id
+def _fit_together(events: Sequence[_Usual | None], values: Sequence[bytes | None], records: Sequence[Record]) -> bool:
+    """Whether `_fits` holds for each: asked of all at once, True only if it is so."""
+    usual, lines = cast(list[_Usual], events), b"".join(cast(Sequence[bytes], values))
+    return (
+        _is_plain(lines)
+        and [event.user_id.encode() for event in usual] == [record.key for record in records]
+        and max([event.ts for event in usual]) <= min([record.timestamp for record in records]) + FUTURE_TOLERANCE_MS
+    )
+
+
+def _fits(event: _Usual, record: Record) -> bool:
+    """Whether a usual event goes with its record, and each of its texts is printable."""
+    return (
+        event.user_id.encode() == record.key
+        and event.ts <= record.timestamp + FUTURE_TOLERANCE_MS
+        and (_is_plain(record.value or b"") or _is_printable(event))
+    )
+
+
+def _is_plain(value: bytes) -> bool:
+    """Whether JSON's own rules leave nothing in the texts of a value that is not printable."""
+    return value.isascii() and b"\\" not in value and b"\x7f" not in value
 
 
 def _is_printable(event: _Usual) -> bool:
     ids = f"{event.user_id}{event.video_id}{event.event_id or ''}{event.playback_id or ''}{event.session_id or ''}"
     names = f"{event.surface or ''}{event.locale or ''}{event.rec_id or ''}{event.title or ''}"
     return ids.isprintable() and names.isprintable() and all(map(str.isprintable, (*event.tags, *event.category)))
+
+
+def _add(columns: Columns, events: Sequence[_Usual]) -> None:
+    """Add what usual events say."""
+    columns.videos += [event.video_id for event in events]
+    columns.ts += [event.ts for event in events]
+    columns.sessions += [event.session_id for event in events]
+    columns.audiences += [_AUDIENCES[event.audience] for event in events]
+    columns.clusters += [event.cluster_id for event in events]
+    for event in events:
+        flags = AUTOPLAY if event.autoplay else 0
+        if event.action == "play":
+            weight = play_weight(event.watch_ms, event.duration_ms, event.watch_fraction, autoplay=event.autoplay)
+            if event.playback_id is not None:
+                flags |= PLAYBACK
+        else:
+            weight = _ACTIONS[event.action]
+        columns.weights.append(weight)
+        columns.flags.append(flags)
+        columns.identities.append(text_digest(_identity(event, flags)))
+
+
+def _identity(event: _Usual, flags: int) -> str:
+    if flags & PLAYBACK:
+        return framed("playback", event.playback_id or "", event.video_id)
+    if event.event_id is not None:
+        return f"5:event{len(event.event_id)}:{event.event_id}"  # as `event_text` frames it
+    return event_text(cast(WatchEvent, event))  # it reads fields by name

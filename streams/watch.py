@@ -316,7 +316,7 @@ class WatchHandler:
             key = int(events["video"][i])
             if key in self._noted or int(events["outcome"][i]) not in _COUNTED:
                 continue
-            if self.registry.knows(columns.found[i][0]):
+            if self.registry.knows(columns.videos[i]):
                 continue
             if len(self._noted) >= NOTED_VIDEOS:
                 self._noted.clear()

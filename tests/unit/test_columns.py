@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import fields
 from typing import Any
 
 import orjson
@@ -10,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from streams.columns import Columns, Reader, Record
+from streams.columns import AT_ONCE, Columns, Reader, Record
 from streams.decoding import Decoded, Rejected, RejectReason, decode_event
 from streams.records import WatchEvent
 from streams.watch import InputRecord
@@ -32,7 +33,7 @@ def comparable(reader: Reader, records: list[InputRecord]) -> tuple[Any, ...]:
     columns: Columns = reader.read(records)
     count = len(columns.places)
     events = reader.events(columns, list(range(count)), list(range(count)), REGISTRY)
-    return events.tolist(), columns.places, columns.keys, columns.found, columns.rejected, columns.not_organic
+    return events.tolist(), *(getattr(columns, field.name) for field in fields(Columns))
 
 
 def check(*values: bytes | None, key: bytes | None = KEY, append: int = START) -> Columns:
@@ -81,13 +82,13 @@ ODD: list[Any] = [
 
 
 @given(
-    fields=st.dictionaries(st.sampled_from(sorted(USUAL)), st.sampled_from(ODD), max_size=4),
+    odd=st.dictionaries(st.sampled_from(sorted(USUAL)), st.sampled_from(ODD), max_size=4),
     dropped=st.sets(st.sampled_from(sorted(USUAL)), max_size=12),
     extra=st.booleans(),
 )
 @settings(max_examples=600, deadline=None)
-def test_both_ways_give_the_same(fields: dict[str, Any], dropped: set[str], extra: bool) -> None:
-    event = {name: value for name, value in USUAL.items() if name not in dropped} | fields
+def test_both_ways_give_the_same(odd: dict[str, Any], dropped: set[str], extra: bool) -> None:
+    event = {name: value for name, value in USUAL.items() if name not in dropped} | odd
     if extra:
         event["device"] = {"kind": "tv"}
     check(orjson.dumps(event) if all(_fits(value) for value in event.values()) else b"{}")
@@ -144,7 +145,7 @@ def test_another_key_or_a_time_in_the_future_is_not_usual() -> None:
     value = orjson.dumps(USUAL)
     assert check(value, key=b"bob").rejected[0][1].reason is RejectReason.KEY_MISMATCH
     assert check(value, key=None).rejected
-    assert check(value, append=START - 10**9).found[0][1] == START - 10**9
+    assert check(value, append=START - 10**9).ts[0] == START - 10**9
 
 
 @pytest.mark.parametrize("more", [{}, {"device": "tv"}])
@@ -159,6 +160,45 @@ def test_usual_events_take_the_quick_way(more: dict[str, Any]) -> None:
 def test_a_zero_hash_never_names_an_event() -> None:
     reader = Reader(decode, orjson.loads)
     columns = reader.read([InputRecord(0, KEY, orjson.dumps(USUAL), START)])
-    video, ts, weight, _, *rest = columns.found[0]
-    columns.found[0] = (video, ts, weight, bytes(8), *rest)  # type: ignore[assignment]
+    columns.identities[0] = bytes(8)
     assert reader.events(columns, [0], [0], REGISTRY)["key"].tolist() == [1]
+
+
+MIXED: list[bytes | None] = [
+    None,
+    b"",
+    b" ",
+    b"\n",
+    b"{",
+    orjson.dumps(USUAL),
+    orjson.dumps(USUAL) + b"\n" + orjson.dumps(USUAL | {"event_id": "e2"}),
+    b"\n" + orjson.dumps(USUAL),
+    orjson.dumps(USUAL, option=orjson.OPT_INDENT_2),
+    *(orjson.dumps(USUAL | {"event_id": f"e{i}", "video_id": f"c{i}v{i}", "ts": START - i}) for i in range(3, 6)),
+    *(
+        orjson.dumps(USUAL | {"event_id": text, "title": text})
+        for text in ("é", "\u202etxt", "a\\b", "a\x7fb", "x" * 64)
+    ),
+    orjson.dumps(USUAL | {"user_id": "bob"}),
+    orjson.dumps(USUAL | {"traffic": "bot"}),
+    orjson.dumps(USUAL | {"device": "tv"}),
+    orjson.dumps(USUAL | {"ts": START + 10**9}),
+    orjson.dumps(USUAL | {"playback_id": "p1"}),
+    orjson.dumps({"user_id": "ann", "video_id": "c0v0", "ts": START}),
+]
+
+
+@given(values=st.lists(st.sampled_from(MIXED), max_size=12))
+@settings(max_examples=400, deadline=None)
+def test_both_ways_give_the_same_for_neighbours_of_every_kind(values: list[bytes | None]) -> None:
+    columns = check(*values)
+    assert len(columns.places) + len(columns.rejected) + len(columns.not_organic) == len(values)
+
+
+def test_groups_keep_the_order_of_the_log() -> None:
+    values = [orjson.dumps(USUAL | {"ts": START - i}) for i in range(3 * AT_ONCE + 5)]
+    values[7], values[AT_ONCE], values[-1] = b"{", b"", b"[]"
+    columns = check(*values)
+    assert [place for place, _ in columns.rejected] == [7, AT_ONCE, len(values) - 1]
+    assert columns.places == sorted(set(range(len(values))) - {7, AT_ONCE, len(values) - 1})
+    assert columns.ts == [START - place for place in columns.places]
