@@ -18,9 +18,10 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from streams import choosing, counting, mixture, packing, prequential, state
-from streams.counting import EVENT, Gates, Log
+from streams import choosing, counting, mixture, packing, prequential, requesting, state
+from streams.counting import EVENT, Log
 from streams.mixture import Constants, Model
+from streams.requesting import ASKED, Gates, Reason
 from streams.state import STATE, new_state
 from streams.watch import Kernel
 
@@ -40,19 +41,15 @@ def worker_kernel(folder: Path) -> Kernel:
     started = time.perf_counter()
     # numba keeps a function under its own file's date alone; what it calls and the layout count as well.
     numba.config.CACHE_DIR = str(folder / _fingerprint())  # type: ignore[attr-defined]
-    names = compiled(mixture, counting, choosing, packing, kept=("apply", "survey_one", "choose_one", "pack_into"))
+    names = compiled(mixture, choosing, requesting, counting, packing, kept=("apply", "ask", "pack_into"))
     kernel = Kernel(
-        names.apply,
-        lambda viewer, model: names.survey_one(viewer.reshape(1), model),
-        lambda viewer, shares, catalogue: names.choose_one(viewer.reshape(1), shares, catalogue),
-        lambda records: packing.pack_with(names.pack_into, records, state.EMPTY_WORDS),
+        names.apply, names.ask, lambda records: packing.pack_with(names.pack_into, records, state.EMPTY_WORDS)
     )
     states, model = empty_states(1), Model(Constants(*[1.0] * len(Constants._fields)), np.ones(1))
-    gates = Gates(1, 1, 1, 1.0, 1, 1.0, 1, 1)
-    kernel.apply(states, np.zeros(0, EVENT), 0, Log(np.uint64(1), 0), model, gates)
+    gates, requests = Gates(1, 1, 1, 1.0, 1, 1.0, 1, 1, np.ones(1), np.ones(1)), np.zeros(1, ASKED)
+    kernel.apply(states, np.zeros(0, EVENT), 0, Log(np.uint64(1), 0), model, gates, _CATALOGUE, requests)
     states["total"] = 1.0  # what an estimate divides by
-    kernel.survey(states.reshape(()), model)
-    kernel.choose(states.reshape(()), np.zeros(state.SLOTS), _CATALOGUE)
+    kernel.ask(states, Reason(0, 1.0, 1.0, template_only=False), model, gates, _CATALOGUE, requests)
     kernel.pack(states.view(state.WORD).reshape(1, state.WORDS))
     logger.info("kernel ready after %.1f s", time.perf_counter() - started)
     return kernel
@@ -75,9 +72,9 @@ def _fingerprint() -> str:
     import numba
 
     sources = b"".join(
-        Path(str(module.__file__)).read_bytes() for module in (choosing, counting, mixture, packing, state)
+        Path(str(module.__file__)).read_bytes() for module in (choosing, counting, mixture, packing, requesting, state)
     )
-    return sha256(sources + f"{numba.__version__} {STATE} {EVENT}".encode()).hexdigest()[:16]
+    return sha256(sources + f"{numba.__version__} {STATE} {EVENT} {ASKED}".encode()).hexdigest()[:16]
 
 
 def compiled(*modules: ModuleType, kept: Sequence[str] = ()) -> Any:  # noqa: ANN401

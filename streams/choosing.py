@@ -15,9 +15,9 @@ from typing import Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from streams.mixture import Floats, Record, double
+from streams.mixture import Floats, Record, double, is_pinned
 from streams.registry import Registry
-from streams.state import EMPTY, HIDDEN, PINNED, SLOTS, STATED
+from streams.state import EMPTY, EVIDENCE, HIDDEN, SLOTS, STATED
 
 MAXIMUM_INTERESTS: Final = STATED
 MAXIMUM_NOVEL: Final = 3
@@ -30,8 +30,10 @@ DISLIKED: Final = 1.5
 MINIMUM_SIMILARITY: Final = 0.15
 PINNED_SHARE: Final = 0.05
 """A pinned interest leads to novel topics as if it had at least this share."""
+LEAST_COUNT: Final = 1e-9
+"""Of which shares are taken."""
 NONE: Final = -1
-"""Stands for no slot, no row and no interest."""
+"""Stands for no slot, no row and no cluster."""
 
 Whole = npt.NDArray[np.int64]
 
@@ -53,19 +55,27 @@ class Catalogue(NamedTuple):
     popular: Whole
 
 
-class Choice(NamedTuple):
-    """What a persona states. Places that are not taken hold NONE.
-
-    slots: (MAXIMUM_INTERESTS,) of the interests, largest share first; novel: (MAXIMUM_NOVEL,) rows of the catalogue,
-    best first; via: (MAXIMUM_NOVEL,) places among the interests that each comes from, NONE: from what is popular;
-    score: (MAXIMUM_NOVEL,) sum over the interests of share times cosine; mean: of the scores of all candidates.
-    """
-
-    slots: Whole
-    novel: Whole
-    via: Whole
-    score: Floats
-    mean: float
+CHOICE: Final = [
+    # The interests, largest share first: cluster ids, then NONE.
+    ("interest", "<i8", (MAXIMUM_INTERESTS,)),
+    ("share", "<f8", (MAXIMUM_INTERESTS,)),  # posterior mean, 0..1
+    ("short", "<f8", (MAXIMUM_INTERESTS,)),  # of all counts of the short horizon, 0..1
+    ("long", "<f8", (MAXIMUM_INTERESTS,)),
+    ("mass", "<f8", (MAXIMUM_INTERESTS,)),  # decayed watches
+    ("since", "<i8", (MAXIMUM_INTERESTS,)),  # when it entered the set, ms
+    ("pinned", "u1", (MAXIMUM_INTERESTS,)),
+    ("evidence_video", "<u8", (MAXIMUM_INTERESTS, EVIDENCE)),
+    ("evidence_ts", "<i8", (MAXIMUM_INTERESTS, EVIDENCE)),  # 0: none
+    # The novel topics, best first: rows of the catalogue, then NONE.
+    ("novel", "<i8", (MAXIMUM_NOVEL,)),
+    ("via", "<i8", (MAXIMUM_NOVEL,)),  # place of the interest that it owes most to, NONE: it is popular
+    ("score", "<f8", (MAXIMUM_NOVEL,)),  # sum over the interests of share times cosine
+    ("mean", "<f8"),  # score of all candidates
+    # Clusters that are hidden or disliked, the first `avoided` of them.
+    ("avoid", "<i8", (HIDDEN + SLOTS,)),
+    ("avoided", "<i8"),
+]
+"""Fields of a record that holds what was chosen for one viewer."""
 
 
 def catalogue(registry: Registry) -> Catalogue:
@@ -95,23 +105,59 @@ def catalogue(registry: Registry) -> Catalogue:
     )
 
 
-def choose_one(states: npt.NDArray[np.void], shares: Floats, catalogue: Catalogue) -> Choice:
-    """`choose` for the only state in an array: what a compiled function takes in with the least ado."""
-    return choose(states[0], shares, catalogue)
+def choose(state: Record, shares: Floats, catalogue: Catalogue, choice: Record) -> None:
+    """Choose interests and novel topics; marks the interests in the state as stated. shares: (SLOTS,), 0..1.
 
-
-def choose(state: Record, shares: Floats, catalogue: Catalogue) -> Choice:
-    """Choose interests and novel topics; marks the interests in the state as stated. shares: (SLOTS,), 0..1."""
+    choice: one element of dtype CHOICE, to be filled.
+    """
     slots = _interests(state, shares, catalogue)
     _state_them(state, slots)
-    novel = np.full(MAXIMUM_NOVEL, NONE)
-    via = np.full(MAXIMUM_NOVEL, NONE)
-    score = np.zeros(MAXIMUM_NOVEL)
+    _describe_interests(state, shares, slots, choice)
+    for place in range(MAXIMUM_NOVEL):
+        choice["novel"][place] = NONE
+        choice["via"][place] = NONE
+        choice["score"][place] = 0.0
+    choice["mean"] = 0.0
     if slots[0] == NONE:
-        _popular(state, catalogue, novel)
-        return Choice(slots, novel, via, score, 0.0)
-    mean = _novel(state, shares, slots, catalogue, novel, via, score)
-    return Choice(slots, novel, via, score, mean)
+        _popular(state, catalogue, choice)
+    else:
+        _novel(state, shares, slots, catalogue, choice)
+    _avoid(state, choice)
+
+
+def _describe_interests(state: Record, shares: Floats, slots: Whole, choice: Record) -> None:
+    short, long = 0.0, 0.0
+    for slot in range(SLOTS):
+        short += double(state["short"][slot])
+        long += double(state["long"][slot])
+    for place in range(MAXIMUM_INTERESTS):
+        slot = slots[place]
+        choice["interest"][place] = NONE
+        if slot == NONE:
+            continue
+        choice["interest"][place] = state["cluster"][slot]
+        choice["share"][place] = shares[slot]
+        choice["short"][place] = double(state["short"][slot]) / short if short > LEAST_COUNT else 0.0
+        choice["long"][place] = double(state["long"][slot]) / long if long > LEAST_COUNT else 0.0
+        choice["mass"][place] = state["long"][slot]
+        choice["since"][place] = state["stated_from"][place]
+        choice["pinned"][place] = 1 if is_pinned(state, int(state["cluster"][slot])) else 0
+        for i in range(EVIDENCE):
+            choice["evidence_video"][place, i] = state["evidence_video"][slot, i]
+            choice["evidence_ts"][place, i] = state["evidence_ts"][slot, i]
+
+
+def _avoid(state: Record, choice: Record) -> None:
+    count = 0
+    for i in range(HIDDEN):
+        if state["hidden"][i] != EMPTY:
+            choice["avoid"][count] = state["hidden"][i]
+            count += 1
+    for slot in range(SLOTS):
+        if state["cluster"][slot] != EMPTY and _is_disliked(state, slot):
+            choice["avoid"][count] = state["cluster"][slot]
+            count += 1
+    choice["avoided"] = count
 
 
 def is_avoided(state: Record, cluster: int) -> bool:
@@ -121,12 +167,17 @@ def is_avoided(state: Record, cluster: int) -> bool:
             return True
     for slot in range(SLOTS):
         if state["cluster"][slot] == cluster:
-            negative = double(state["negative"][slot])
-            return negative >= DISLIKED and negative > double(state["long"][slot])
+            return _is_disliked(state, slot)
     return False
 
 
-def _row(catalogue: Catalogue, cluster: int) -> int:
+def _is_disliked(state: Record, slot: int) -> bool:
+    negative = double(state["negative"][slot])
+    return negative >= DISLIKED and negative > double(state["long"][slot])
+
+
+def row_of(catalogue: Catalogue, cluster: int) -> int:
+    """Row of a cluster, NONE for one that the catalogue does not hold."""
     return int(catalogue.row_of[cluster]) if 0 <= cluster < len(catalogue.row_of) else NONE
 
 
@@ -146,9 +197,9 @@ def _interests(state: Record, shares: Floats, catalogue: Catalogue) -> Whole:
         if best == NONE:
             break
         rank[best] = math.inf
-        label, taken = catalogue.label[_row(catalogue, int(held[best]))], False
+        label, taken = catalogue.label[row_of(catalogue, int(held[best]))], False
         for i in range(count):
-            taken = taken or catalogue.label[_row(catalogue, int(held[chosen[i]]))] == label
+            taken = taken or catalogue.label[row_of(catalogue, int(held[chosen[i]]))] == label
         if not taken:
             chosen[count] = best
             count += 1
@@ -159,12 +210,11 @@ def _interests(state: Record, shares: Floats, catalogue: Catalogue) -> Whole:
 def _rank(state: Record, slot: int, share: float, catalogue: Catalogue) -> float:
     """Order in which slots are chosen, lowest first; infinite for one that may not be stated."""
     cluster = int(state["cluster"][slot])
-    row = _row(catalogue, cluster)
+    row = row_of(catalogue, cluster)
     if row == NONE or not catalogue.statable[row] or is_avoided(state, cluster):
         return math.inf
-    for i in range(PINNED):
-        if state["pinned"][i] == cluster:
-            return -math.inf
+    if is_pinned(state, cluster):
+        return -math.inf
     stated = False
     for i in range(STATED):
         stated = stated or state["stated"][i] == cluster
@@ -206,12 +256,12 @@ def _state_them(state: Record, slots: Whole) -> None:
                 state["stated_from"][place] = since[i]
 
 
-def _popular(state: Record, catalogue: Catalogue, novel: Whole) -> None:
+def _popular(state: Record, catalogue: Catalogue, choice: Record) -> None:
     """What many viewers watch, for one of whom too little is known to go by."""
     count = 0
     for row in catalogue.popular:
         if not _is_known(state, catalogue.cluster[row]):
-            novel[count] = row
+            choice["novel"][count] = row
             count += 1
             if count == MAXIMUM_NOVEL:
                 return
@@ -228,20 +278,15 @@ def _is_known(state: Record, cluster: int) -> bool:
     return False
 
 
-def _novel(
-    state: Record, shares: Floats, slots: Whole, catalogue: Catalogue, novel: Whole, via: Whole, score: Floats
-) -> float:
-    """Clusters near what the viewer likes and never watched, best first, spread over the interests they come from.
-
-    Returns the mean score of all candidates.
-    """
+def _novel(state: Record, shares: Floats, slots: Whole, catalogue: Catalogue, choice: Record) -> None:
+    """Clusters near what the viewer likes and never watched, best first, spread over the interests they come from."""
     rows, weights = np.full(MAXIMUM_INTERESTS, NONE), np.zeros(MAXIMUM_INTERESTS)
     scores, count = np.zeros(len(catalogue.cluster)), 0
     for i in range(MAXIMUM_INTERESTS):
         if slots[i] == NONE:
             break
         count += 1
-        rows[i] = _row(catalogue, int(state["cluster"][slots[i]]))
+        rows[i] = row_of(catalogue, int(state["cluster"][slots[i]]))
         weights[i] = _weight(state, int(slots[i]), double(shares[slots[i]]))
         for place in range(catalogue.near.shape[1]):
             other = catalogue.near[rows[i], place]
@@ -251,7 +296,8 @@ def _novel(
     _leave_out_known(state, scores, catalogue)
     candidates, total = _candidates(scores, rows[:count], catalogue)
     if len(candidates) == 0:
-        return 0.0
+        return
+    choice["mean"] = total / len(candidates)
     found, used = 0, np.zeros(MAXIMUM_INTERESTS, np.bool_)
     while found < MAXIMUM_NOVEL:
         best = _best(scores, candidates)
@@ -263,25 +309,23 @@ def _novel(
         if used[source] and count >= MAXIMUM_NOVEL:
             continue
         used[source] = True
-        novel[found], via[found], score[found] = row, source, scores[row]
+        choice["novel"][found] = row
+        choice["via"][found] = source
+        choice["score"][found] = scores[row]
         found += 1
-    return total / len(candidates)
 
 
 def _weight(state: Record, slot: int, share: float) -> float:
-    for i in range(PINNED):
-        if state["pinned"][i] == state["cluster"][slot]:
-            return max(share, PINNED_SHARE)
-    return share
+    return max(share, PINNED_SHARE) if is_pinned(state, int(state["cluster"][slot])) else share
 
 
 def _leave_out_known(state: Record, scores: Floats, catalogue: Catalogue) -> None:
     for slot in range(SLOTS):
-        row = _row(catalogue, int(state["cluster"][slot]))
+        row = row_of(catalogue, int(state["cluster"][slot]))
         if row != NONE:
             scores[row] = 0.0
     for i in range(HIDDEN):
-        row = _row(catalogue, int(state["hidden"][i]))
+        row = row_of(catalogue, int(state["hidden"][i]))
         if row != NONE:
             scores[row] = 0.0
 

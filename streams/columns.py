@@ -141,7 +141,7 @@ class Reader:
         events["offset"] = np.array(offsets, np.int64)
         events["ts"] = np.array(columns.ts, np.int64)
         # Zero stands for none in a state's ring.
-        events["key"] = np.maximum(np.frombuffer(b"".join(columns.identities), "<u8"), 1)
+        events["key"] = np.maximum(np.frombuffer(b"".join(columns.identities), ">u8"), 1)
         events["session"] = self._session_keys(columns.sessions)
         events["weight"] = rounded(np.array(columns.weights))
         events["audience"] = np.array(columns.audiences, np.uint8)
@@ -276,7 +276,7 @@ class Reader:
 
 def key_of(text: str) -> int:
     """64 bits that stand for a text, never 0."""
-    return int.from_bytes(text_digest(text), "little") or 1
+    return int.from_bytes(text_digest(text), "big") or 1
 
 
 def rounded(weights: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

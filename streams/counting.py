@@ -19,8 +19,10 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from streams.choosing import Catalogue
 from streams.mixture import LN2, Model, Record, accumulate, double, observe, seat, withdraw
 from streams.records import UNASSIGNED
+from streams.requesting import NOTHING, Gates, Requests, ask_due, due
 from streams.state import BOOTSTRAPPED, OPTED_OUT, RING, SLOTS, UNIT
 from streams.topics import DAY_MS
 
@@ -51,6 +53,8 @@ CLAMPED: Final = 8
 
 APPLIED, APPLIED_CLAMPED, LATE, DUPLICATE, REPEATED, OPT_OUT, TOO_LATE, AGED = range(1, 9)
 """Outcomes of events, as `streams.watch.Outcome` names them; 0: still to be applied."""
+STOP: Final = -1
+"""Found where the kernel cannot go on by itself."""
 
 EVENT: Final = np.dtype(
     [
@@ -77,67 +81,63 @@ class Log(NamedTuple):
     partition: int
 
 
-class Gates(NamedTuple):
-    """When a request is due: `streams.trigger.Policy` and `Thresholds` as plain numbers.
-
-    first, template: qualifying watches, template 0: never; maximum_age: ms, 0: no limit; regret, stride, memory,
-    cool_down: see there; idle: ms after which a viewer starts anew (streams/ageing.py).
-    """
-
-    first: int
-    template: int
-    maximum_age: int
-    regret: float
-    stride: int
-    memory: float
-    cool_down: int
-    idle: int
-
-
-NOTHING, FIRST, TEMPLATE, REGRET, AGE = range(5)
-"""What `due` finds."""
-
-
 def apply(
-    states: npt.NDArray[np.void], events: npt.NDArray[np.void], start: int, log: Log, model: Model, gates: Gates
-) -> int:
-    """Apply events in order from `start`, until one needs more than counting; returns its place, or their number.
+    states: npt.NDArray[np.void],
+    events: npt.NDArray[np.void],
+    start: int,
+    log: Log,
+    model: Model,
+    gates: Gates,
+    catalogue: Catalogue,
+    requests: Requests,
+) -> tuple[int, int]:
+    """Apply events in order from `start`; returns the place of the next one and the number of requests made.
 
-    That is an event whose request is due, which has been counted; one of outcome TOO_LATE, which is not; or one of
-    outcome AGED, before anything: its viewer's state must be aged first. states: (rows,) STATE, changed in place;
-    events: (events,) EVENT, their outcomes are set.
+    It stops where there is no room for another request, or before an event that needs more than counting: one of
+    outcome TOO_LATE, or of outcome AGED, whose viewer's state must be aged first. states: (rows,) STATE, changed in
+    place; events: (events,) EVENT, their outcomes are set; requests: its first elements are filled.
     """
+    made = 0
     for i in range(start, len(events)):
-        if _apply(states[events[i]["row"]], events[i], log, model, gates):
-            return i
-    return len(events)
+        state = states[events[i]["row"]]
+        found = _apply(state, events[i], log, model, gates)
+        if found == STOP:
+            return i, made
+        if found != NOTHING:
+            requests[made]["place"] = i
+            ask_due(state, found, whole(events[i]["ts"]), model, gates, catalogue, requests[made])
+            made += 1
+            if made == len(requests):
+                return i + 1, made
+    return len(events), made
 
 
-def _apply(state: Record, event: Record, log: Log, model: Model, gates: Gates) -> bool:
+def _apply(state: Record, event: Record, log: Log, model: Model, gates: Gates) -> int:
+    """What `due` finds after the event, or STOP."""
     if (
         state["watch_offset"] >= event["offset"]
         and state["watch_topic"] == log.topic
         and state["watch_partition"] == log.partition
     ):
         event["outcome"] = REPEATED
-        return False
+        return NOTHING
     ts, last = whole(event["ts"]), whole(state["last_ts"])
     if last > 0 and ts - last > gates.idle:
         event["outcome"] = AGED
-        return True
+        return STOP
     state["watch_topic"] = log.topic
     state["watch_partition"] = log.partition
     state["watch_offset"] = event["offset"]
     if whole(state["flags"]) & OPTED_OUT:
         event["outcome"] = OPT_OUT
-        return False
+        return NOTHING
     if last - ts > TOO_LATE_MS:
         event["outcome"] = TOO_LATE
-        return True
+        return STOP
     return _count(state, event, model, gates, last - ts > LATE_AFTER_MS)
 
 
-def _count(state: Record, event: Record, model: Model, gates: Gates, late: bool) -> bool:
+def _count(state: Record, event: Record, model: Model, gates: Gates, late: bool) -> int:
     weight, flags, ts = double(event["weight"]), whole(event["flags"]), whole(event["ts"])
     place = ring_place(state, event["key"])
     before = 0.0
@@ -145,7 +145,7 @@ def _count(state: Record, event: Record, model: Model, gates: Gates, late: bool)
         before = double(state["ring_weight"][place]) * UNIT
         if not flags & PLAYBACK or weight <= before:
             event["outcome"] = DUPLICATE
-            return False
+            return NOTHING
     event["outcome"] = LATE if late else APPLIED_CLAMPED if flags & CLAMPED else APPLIED
     if event["audience"] > 0:
         state["audience"] = event["audience"]
@@ -159,15 +159,15 @@ def _count(state: Record, event: Record, model: Model, gates: Gates, late: bool)
     cluster = whole(event["cluster"])
     if cluster == UNASSIGNED:
         state["unassigned"] = double(state["unassigned"]) + 1.0
-        return False
+        return NOTHING
     gained = weight - before
     if gained == 0.0:
-        return False
+        return NOTHING
     qualifies = weight >= QUALIFYING_WEIGHT
     slot, counted = count_watch(state, cluster, gained, ts, event["video"], model, qualifies)
     state["ring_counted"][place] = whole(state["ring_counted"][place]) + in_units(counted)
     if not qualifies or before >= QUALIFYING_WEIGHT:
-        return False
+        return NOTHING
     restarts = whole(state["restarts"])
     drawn = draw(state, slot, counted, model, flags & AUTOPLAY > 0)
     state["ring_draw"][place] = in_units(drawn)
@@ -175,11 +175,11 @@ def _count(state: Record, event: Record, model: Model, gates: Gates, late: bool)
     state["qualifying"] = whole(state["qualifying"]) + 1
     if flags & LOADED:
         state["flags"] = whole(state["flags"]) | BOOTSTRAPPED
-        return False
+        return NOTHING
     if late:
-        return False
+        return NOTHING
     notice(state, model, gates)
-    return due(state, ts, gates) != NOTHING
+    return due(state, ts, gates)
 
 
 def notice(state: Record, model: Model, gates: Gates) -> None:
@@ -187,23 +187,6 @@ def notice(state: Record, model: Model, gates: Gates) -> None:
     state["since_request"] = whole(state["since_request"]) + 1
     if state["student_sequence"] > 0 and whole(state["since_request"]) % gates.stride == 0:
         accumulate(state, gates.stride, gates.memory, model)
-
-
-def due(state: Record, ts: int, gates: Gates) -> int:
-    """Which request an event at `ts` makes due, after it was counted."""
-    if state["student_sequence"] == 0:
-        if state["qualifying"] >= gates.first:
-            return FIRST
-        if 0 < gates.template <= state["qualifying"] and state["request_ts"] == 0:
-            return TEMPLATE
-        return NOTHING
-    if state["since_request"] < gates.cool_down:
-        return NOTHING
-    if state["regret"] > gates.regret:
-        return REGRET
-    if 0 < gates.maximum_age <= ts - whole(state["request_ts"]):
-        return AGE
-    return NOTHING
 
 
 # Parts, in the order in which an event needs them

@@ -1,8 +1,9 @@
 """Identifiers: deterministic hashes of what flows, and the partition Kafka's default partitioner picks.
 
-Every hash is blake2b over unambiguous fields (each is prefixed with its length), so no choice of text in one
-field can imitate another, and the same log gives the same identifiers on every machine. None of them is meant
-to hide its input.
+Every hash is over unambiguous fields (each is prefixed with its length), so no choice of text in one field can
+imitate another, and the same log gives the same identifiers on every machine. None of them is meant to hide its
+input. What others see or viewers share is blake2b; within one viewer's state, where nobody gains by a collision but
+loses an event of their own, it is XXH3, a quarter of the time.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from hashlib import blake2b
 from typing import Final
+
+from xxhash import xxh3_64_digest
 
 from streams.records import WatchEvent
 
@@ -78,8 +81,8 @@ def framed(*fields: str) -> str:
 
 
 def text_digest(text: str) -> bytes:
-    """8 bytes, little-endian, that stand for a text within one viewer's state."""
-    return blake2b(text.encode(), digest_size=8).digest()
+    """8 bytes, big-endian, that stand for a text within one viewer's state."""
+    return xxh3_64_digest(text.encode())
 
 
 def content_hash(content: bytes) -> str:

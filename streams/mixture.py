@@ -133,7 +133,7 @@ def _weakest(state: Record) -> int:
     """The slot with the least decayed mass, pinned ones left out."""
     weakest, least = 0, math.inf
     for slot in range(SLOTS):
-        if _is_pinned(state, int(state["cluster"][slot])):
+        if is_pinned(state, int(state["cluster"][slot])):
             continue
         mass = double(state["long"][slot]) + double(state["short"][slot]) + double(state["negative"][slot])
         if mass < least:
@@ -141,7 +141,8 @@ def _weakest(state: Record) -> int:
     return weakest
 
 
-def _is_pinned(state: Record, cluster: int) -> bool:
+def is_pinned(state: Record, cluster: int) -> bool:
+    """Whether the viewer pinned the cluster."""
     for i in range(PINNED):  # noqa: SIM110 - generators do not compile
         if state["pinned"][i] == cluster:
             return True
@@ -265,11 +266,6 @@ def divergence_from_reference(state: Record, shares: Floats, rest: float, priors
     if unseen > 1e-12:
         total += unseen * _half_divergence(rest, double(state["reference_rest"]))
     return min(1.0, max(0.0, total / LN2))
-
-
-def survey_one(states: npt.NDArray[np.void], model: Model) -> tuple[Floats, float, float, float]:
-    """`survey` of the only state in an array: what a compiled function takes in with the least ado."""
-    return survey(states[0], model)
 
 
 def survey(state: Record, model: Model) -> tuple[Floats, float, float, float]:

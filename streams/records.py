@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Final
 
-import orjson
+import msgspec
 
 SCHEMA_VERSION: Final = 1
 UNASSIGNED: Final = -1
@@ -377,6 +377,9 @@ class UnknownVideo:
     schema_version: int = SCHEMA_VERSION
 
 
+_ENCODER: Final = msgspec.json.Encoder()
+
+
 def encode(record: Any) -> bytes:  # noqa: ANN401
     """JSON bytes of a record; fields in declaration order, so equal records give equal bytes."""
-    return orjson.dumps(record)
+    return _ENCODER.encode(record)

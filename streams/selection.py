@@ -6,17 +6,14 @@ streams/choosing.py chooses by number; here the registry's labels, queries and t
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Final
+from struct import Struct
+from typing import Final, NamedTuple
 
-import numpy as np
-
-from streams.choosing import DISLIKED, NONE, Catalogue, Choice, catalogue, choose
+from streams.choosing import NONE, Catalogue, catalogue
 from streams.identifiers import interest_id
-from streams.interests import Distribution
-from streams.mixture import Floats
 from streams.records import (
     Audience,
     Basis,
@@ -29,96 +26,136 @@ from streams.records import (
     NovelCandidate,
 )
 from streams.registry import ClusterCard, Registry
-from streams.state import State, members
-from streams.trigger import Fired, Policy, Thresholds, distance
+from streams.requesting import ASKED, RULES, Requests
+from streams.state import EVIDENCE
+from streams.trigger import Policy
 
 CONFIDENCE_HALF: Final = 4.0
 """Decayed watches at which confidence is one half."""
 MATURE_AFTER: Final = 80
 """Qualifying watches after which a persona is called mature."""
 REMEMBERED_VIDEOS: Final = 500_000
-MOVED: Final = 0.03
-"""Change of share from which an interest is named as risen or fallen."""
-
-Choose = Callable[[Any, Floats, Catalogue], Choice]
-"""`streams.choosing.choose`, plain or compiled."""
 
 
-def build_context(
-    user_id: str,
-    state: State,
-    shares: Distribution,
-    registry: Registry,
-    fired: Fired,
-    policy: Policy,
-    thresholds: Thresholds,
-    choose: Choose = choose,
-) -> Context:
-    """Choose what the persona will state and explain why it was asked for. Marks the chosen slots in the state."""
-    avoid = _avoided(state)
-    explanation = explain(state, shares, registry, fired, thresholds, avoid)
-    prepared = _prepared(registry)
-    choice = choose(state, np.array(shares.share), prepared.catalogue)
-    interests = _interests(user_id, state, shares, registry, choice)
+class Chosen(NamedTuple):
+    """One request as Python values; the fields of `streams.requesting.ASKED`, in its order."""
+
+    place: int
+    rule: int
+    template_only: bool
+    value: float
+    threshold: float
+    epoch: int
+    sequence: int
+    events: int
+    qualifying: int
+    since_request: int
+    described: bool
+    audience: int
+    first_ts: int
+    last_ts: int
+    n_eff: float
+    divergence: float
+    null_quantile: float
+    risen: tuple[int, ...]
+    risen_from: tuple[float, ...]
+    risen_to: tuple[float, ...]
+    fallen: tuple[int, ...]
+    fallen_from: tuple[float, ...]
+    fallen_to: tuple[float, ...]
+    interest: tuple[int, ...]
+    share: tuple[float, ...]
+    short: tuple[float, ...]
+    long: tuple[float, ...]
+    mass: tuple[float, ...]
+    since: tuple[int, ...]
+    pinned: tuple[int, ...]
+    evidence_video: tuple[int, ...]
+    evidence_ts: tuple[int, ...]
+    novel: tuple[int, ...]
+    via: tuple[int, ...]
+    score: tuple[float, ...]
+    mean: float
+    avoid: tuple[int, ...]
+    avoided: int
+
+
+def chosen(requests: Requests) -> list[Chosen]:
+    """What each of the requests holds."""
+    return [
+        Chosen._make([values[start:end] if end else values[start] for start, end in _PLACES])
+        for values in _VALUES.iter_unpack(requests.tobytes())
+    ]
+
+
+_FORMATS: Final = {"<i8": "q", "<u8": "Q", "<f8": "d", "|u1": "B", "|b1": "?"}
+
+
+def _layout() -> tuple[Struct, list[tuple[int, int]]]:
+    """How the bytes of a request unpack into numbers, and where each field's begin and end; end 0: it is one number."""
+    formats, places, start = "<", [], 0
+    for name in Chosen._fields:
+        field = ASKED[name]
+        count = math.prod(field.shape)
+        formats += f"{count}{_FORMATS[field.base.str]}"
+        places.append((start, start + count if field.shape else 0))
+        start += count
+    return Struct(formats), places
+
+
+_VALUES, _PLACES = _layout()
+
+
+def build_context(user_id: str, chosen: Chosen, registry: Registry, policy: Policy) -> Context:
+    """Say what the persona will state, and why it was asked for."""
+    interests = _interests(user_id, chosen, registry)
     return Context(
-        maturity=_maturity(state, policy),
+        maturity=_maturity(chosen.qualifying, policy),
         basis=Basis(
-            events=int(state["events"]),
-            n_eff=round(shares.n_eff, 2),
-            first_ts=int(state["first_ts"]),
-            last_ts=int(state["last_ts"]),
+            events=chosen.events,
+            n_eff=round(chosen.n_eff, 2),
+            first_ts=chosen.first_ts,
+            last_ts=chosen.last_ts,
         ),
         interests=interests,
-        novel=_novel(interests, prepared.cards, choice),
-        avoid=tuple(sorted(avoid)),
-        explanation=explanation,
+        novel=_novel(interests, _prepared(registry).cards, chosen),
+        avoid=tuple(sorted(set(chosen.avoid[: chosen.avoided]))) if chosen.avoided else (),
+        explanation=_explanation(chosen, registry),
         language="en",
-        audience=_AUDIENCES[int(state["audience"])],
+        audience=_AUDIENCES[chosen.audience],
     )
 
 
-def explain(
-    state: State,
-    shares: Distribution,
-    registry: Registry,
-    fired: Fired,
-    thresholds: Thresholds,
-    avoid: frozenset[int],
-) -> Explanation:
-    """The rule's value against its threshold, and what moved since the last request. Call before `adopt`.
-
-    What a persona may not state is not named here either: the explanation is published with it.
-    """
-    value, threshold, since = round(fired.value, 4), round(fired.threshold, 4), int(state["since_request"])
-    if not state["student_sequence"]:
-        return Explanation(fired.rule, value, threshold, since)
-    moved = [
-        (now - before, now, before, cluster)
-        for now, before, cluster in zip(
-            shares.share, state["reference"].tolist(), state["cluster"].tolist(), strict=True
-        )
-    ]
-    statable = _prepared(registry).statable
-    rows = [
-        (cluster, registry.cards[cluster].label, round(before, 4), round(now, 4))
-        for change, now, before, cluster in sorted(moved, key=lambda row: (-abs(row[0]), row[3]))
-        if abs(change) >= MOVED and cluster in statable and cluster not in avoid
-    ]
-    found = distance(state, shares, thresholds)
+def _explanation(chosen: Chosen, registry: Registry) -> Explanation:
+    """The rule's value against its threshold, and what moved since the last request."""
+    rule, value, threshold = RULES[chosen.rule], round(chosen.value, 4), round(chosen.threshold, 4)
+    if not chosen.described:
+        return Explanation(rule, value, threshold, chosen.since_request)
     return Explanation(
-        rule=fired.rule,
+        rule=rule,
         value=value,
         threshold=threshold,
-        watches_since=since,
-        divergence=round(found.divergence, 4),
-        divergence_null=round(found.null_quantile, 4),
-        risen=tuple(row for row in rows if row[3] > row[2])[:3],
-        fallen=tuple(row for row in rows if row[3] < row[2])[:3],
+        watches_since=chosen.since_request,
+        divergence=round(chosen.divergence, 4),
+        divergence_null=round(chosen.null_quantile, 4),
+        risen=_moved(chosen.risen, chosen.risen_from, chosen.risen_to, registry),
+        fallen=_moved(chosen.fallen, chosen.fallen_from, chosen.fallen_to, registry),
     )
 
 
-def _maturity(state: State, policy: Policy) -> Maturity:
-    watches = int(state["qualifying"])
+def _moved(
+    clusters: Sequence[int], before: Sequence[float], now: Sequence[float], registry: Registry
+) -> tuple[tuple[int, str, float, float], ...]:
+    return tuple(
+        [
+            (cluster, registry.cards[cluster].label, round(share_before, 4), round(share, 4))
+            for cluster, share_before, share in zip(clusters, before, now, strict=True)
+            if cluster != NONE
+        ]
+    )
+
+
+def _maturity(watches: int, policy: Policy) -> Maturity:
     if watches < policy.first_persona_after:
         return Maturity.COLD
     return Maturity.MATURE if watches >= MATURE_AFTER else Maturity.FORMING
@@ -128,14 +165,17 @@ def _maturity(state: State, policy: Policy) -> Maturity:
 class _Prepared:
     """What selection asks of a registry version again and again.
 
-    cards: by row of the catalogue; statable: clusters that a persona may state; videos: ids by key, filled as they are
-    asked for.
+    catalogue: what the kernel takes; cards: by its rows; videos: ids by key, filled as they are asked for.
     """
 
     catalogue: Catalogue
     cards: Sequence[ClusterCard]
-    statable: frozenset[int]
     videos: dict[int, str | None]
+
+
+def catalogue_of(registry: Registry) -> Catalogue:
+    """The registry as the kernel takes it."""
+    return _prepared(registry).catalogue
 
 
 @lru_cache(maxsize=8)
@@ -143,34 +183,20 @@ def _prepared(registry: Registry) -> _Prepared:
     return _Prepared(
         catalogue=catalogue(registry),
         cards=[registry.cards[cluster] for cluster in sorted(registry.cards)],
-        statable=frozenset(cluster for cluster, card in registry.cards.items() if card.statable),
         videos={},
     )
 
 
-def _avoided(state: State) -> frozenset[int]:
-    masses = zip(state["cluster"].tolist(), state["negative"].tolist(), state["long"].tolist(), strict=True)
-    disliked = [cluster for cluster, negative, long in masses if negative >= DISLIKED and negative > long]
-    return members(state["hidden"]) | members(disliked)
-
-
-def _interests(
-    user_id: str, state: State, shares: Distribution, registry: Registry, choice: Choice
-) -> tuple[Interest, ...]:
-    slots = [slot for slot in choice.slots.tolist() if slot != NONE]
-    if not slots:
-        return ()
-    held, masses, epoch = state["cluster"].tolist(), state["long"].tolist(), int(state["epoch"])
-    pinned, since = members(state["pinned"]), state["stated_from"].tolist()
-    videos, times = state["evidence_video"].tolist(), state["evidence_ts"].tolist()
+def _interests(user_id: str, chosen: Chosen, registry: Registry) -> tuple[Interest, ...]:
     found = []
-    for slot, valid_from in zip(slots, since, strict=False):
-        cluster, share, mass = held[slot], shares.share[slot], masses[slot]
-        short, long = shares.short[slot], shares.long[slot]
-        card = registry.cards[cluster]
+    for place, cluster in enumerate(chosen.interest):
+        if cluster == NONE:
+            break
+        card, share, mass = registry.cards[cluster], chosen.share[place], chosen.mass[place]
+        short, long = chosen.short[place], chosen.long[place]
         found.append(
             Interest(
-                interest_id=interest_id(user_id, epoch, cluster),
+                interest_id=interest_id(user_id, chosen.epoch, cluster),
                 cluster_id=cluster,
                 label=card.label,
                 share=round(share, 4),
@@ -178,11 +204,11 @@ def _interests(
                 horizon=Horizon.SHORT if short > 2 * long else Horizon.LONG,
                 trend=_trend(short, long),
                 confidence=round(mass / (mass + CONFIDENCE_HALF), 2),
-                valid_from=valid_from,
+                valid_from=chosen.since[place],
                 query=card.query,
-                pinned=cluster in pinned,
+                pinned=bool(chosen.pinned[place]),
                 titles=card.titles,
-                evidence=_evidence(videos[slot], times[slot], registry),
+                evidence=_evidence(chosen, place, registry),
             )
         )
     return tuple(found)
@@ -194,9 +220,10 @@ def _trend(short: float, long: float) -> int:
     return (short > long + margin) - (short < long - margin)
 
 
-def _evidence(keys: Sequence[int], times: Sequence[int], registry: Registry) -> tuple[Evidence, ...]:
+def _evidence(chosen: Chosen, place: int, registry: Registry) -> tuple[Evidence, ...]:
     videos, found = _prepared(registry).videos, []
-    for key, ts in zip(keys, times, strict=True):
+    for i in range(place * EVIDENCE, (place + 1) * EVIDENCE):
+        key, ts = chosen.evidence_video[i], chosen.evidence_ts[i]
         if not ts:
             continue
         if key not in videos:
@@ -209,18 +236,18 @@ def _evidence(keys: Sequence[int], times: Sequence[int], registry: Registry) -> 
     return tuple(found)
 
 
-def _novel(interests: Sequence[Interest], cards: Sequence[ClusterCard], choice: Choice) -> tuple[NovelCandidate, ...]:
+def _novel(interests: Sequence[Interest], cards: Sequence[ClusterCard], chosen: Chosen) -> tuple[NovelCandidate, ...]:
     found = []
-    for row, place, score in zip(choice.novel.tolist(), choice.via.tolist(), choice.score.tolist(), strict=True):
+    for row, place, score in zip(chosen.novel, chosen.via, chosen.score, strict=True):
         if row == NONE:
             break
-        card, via = cards[row], interests[place : place + 1] if place != NONE else ()
+        card, via = cards[row], () if place == NONE else (interests[place],)
         found.append(
             NovelCandidate(
                 cluster_id=card.cluster_id,
                 label=card.label,
                 query=card.query,
-                lift=round(score / float(choice.mean), 3) if via else 1.0,
+                lift=round(score / chosen.mean, 3) if via else 1.0,
                 confidence=round(min(1.0, score), 3),
                 via=tuple([interest.cluster_id for interest in via]),
                 via_labels=tuple([interest.label for interest in via]),

@@ -1,14 +1,12 @@
-"""The refresh rule: when does a viewer's persona no longer describe what they watch?
+"""The refresh rule's settings: the calibrated artefact and the operator's policy. streams/requesting.py applies them.
 
 The regret of streams/mixture.py: every few watches the squared divergence between the estimate and what the last
 request described is added up, and a refresh is due when the sum passes the calibrated threshold. It finds shifts of
-taste, and by itself gives young personas their follow-ups. Beside it: the first persona at the gate, and a maximum
-age. Calibration (agents/calibration.py) writes the artefact that `Thresholds` reads.
+taste, and by itself gives young personas their follow-ups. Calibration (agents/calibration.py) writes the artefact.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -16,17 +14,11 @@ from typing import Any, Final
 import numpy as np
 
 from streams.ageing import FORGET_DAYS
-from streams.counting import AGE, FIRST, NOTHING, REGRET, Gates, due
-from streams.interests import Distribution
-from streams.mixture import Constants
-from streams.records import Rule
-from streams.state import State
+from streams.mixture import Constants, Floats
+from streams.requesting import Gates, null_quantile
 from streams.topics import DAY_MS
 
 FORMAT: Final = 2
-SETTLING: Final = 32
-"""Qualifying watches after a drift or its follow-up within which a refresh still belongs to that change of taste."""
-_RULES: Final = list(Rule)
 
 
 class ThresholdsError(ValueError):
@@ -53,9 +45,12 @@ class Thresholds:
 
     def null_quantile(self, n_eff: float) -> float:
         """99% quantile of the divergence at this sample size, interpolated in the logarithm of the size."""
-        sizes = [math.log(size) for size, _ in self.divergence_null]
-        values = [value for _, value in self.divergence_null]
-        return float(np.interp(math.log(max(n_eff, 1e-9)), sizes, values))
+        return float(null_quantile(n_eff, *self.null_table()))
+
+    def null_table(self) -> tuple[Floats, Floats]:
+        """`divergence_null` as two arrays, sizes and values."""
+        sizes, values = zip(*self.divergence_null, strict=True)
+        return np.array(sizes, np.float64), np.array(values, np.float64)
 
 
 _POSITIVE: Final = (
@@ -126,26 +121,9 @@ class Policy:
     forget_days: int = FORGET_DAYS
 
 
-@dataclass(frozen=True, slots=True)
-class Fired:
-    """A rule fired: its value against its threshold."""
-
-    rule: Rule
-    value: float
-    threshold: float
-    template_only: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Distance:
-    """How far a distribution is from the reference: bits, and the 99% quantile without any change of taste."""
-
-    divergence: float
-    null_quantile: float
-
-
 def gates(policy: Policy, thresholds: Thresholds, idle: int) -> Gates:
     """The policy and thresholds as the kernel takes them. idle: ms after which a viewer starts anew."""
+    sizes, values = thresholds.null_table()
     return Gates(
         first=policy.first_persona_after,
         template=policy.template_after,
@@ -155,53 +133,6 @@ def gates(policy: Policy, thresholds: Thresholds, idle: int) -> Gates:
         memory=thresholds.memory,
         cool_down=thresholds.cool_down,
         idle=idle,
+        null_sizes=sizes,
+        null_values=values,
     )
-
-
-def fired(state: State, now: Distribution, ts: int, gates: Gates, thresholds: Thresholds) -> Fired | None:
-    """The rule that asks for a refresh after an event at `ts` that gave the distribution `now`. Changes nothing."""
-    found = due(state, ts, gates)
-    if found == NOTHING:
-        return None
-    if found == REGRET:
-        return Fired(_named(state, now, thresholds), float(state["regret"]), gates.regret)
-    if found == AGE:
-        return Fired(Rule.AGE, (ts - int(state["request_ts"])) / DAY_MS, gates.maximum_age / DAY_MS)
-    watches, below = float(state["qualifying"]), found != FIRST
-    return Fired(Rule.COLD_START, watches, float(gates.template if below else gates.first), template_only=below)
-
-
-def _named(state: State, now: Distribution, thresholds: Thresholds) -> Rule:
-    """Follow-up soon after a drift; drift where chance alone seldom goes that far; else the persona grew sharper."""
-    settling = _RULES[int(state["request_rule"])] in (Rule.DRIFT, Rule.FOLLOW_UP)
-    if settling and int(state["since_request"]) <= SETTLING:
-        return Rule.FOLLOW_UP
-    found = distance(state, now, thresholds)
-    return Rule.DRIFT if found.divergence > found.null_quantile else Rule.MATURITY
-
-
-def distance(state: State, now: Distribution, thresholds: Thresholds) -> Distance:
-    """How far the viewer's distribution is from what the last request described.
-
-    Both come from finite samples, so the smaller of their sizes governs how far apart chance alone puts them.
-    """
-    return Distance(now.divergence, thresholds.null_quantile(min(now.n_eff, float(state["reference_n_eff"]))))
-
-
-def adopt(state: State, now: Distribution, rule: Rule, *, template_only: bool) -> int:
-    """Record that a request with this distribution is being emitted; returns its sequence.
-
-    The distribution becomes the reference, and the regret starts anew.
-    """
-    sequence = int(state["sequence"]) + 1
-    state["sequence"] = sequence
-    if not state["student_sequence"] and not template_only:
-        state["student_sequence"] = sequence
-    state["reference"] = now.share
-    state["reference_rest"] = now.rest
-    state["regret"] = 0.0
-    state["reference_n_eff"] = now.n_eff
-    state["request_ts"] = state["last_ts"]
-    state["request_rule"] = _RULES.index(rule)
-    state["since_request"] = 0
-    return sequence

@@ -15,17 +15,16 @@ from typing import Final, NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from streams import counting, topics
+from streams import counting, requesting, topics
 from streams.ageing import IDLE_DAYS, Stage, aged, prune
-from streams.choosing import choose
+from streams.choosing import Catalogue
 from streams.columns import Columns, Decode, Headers, Parse, Reader, Record, key_of
 from streams.controls import apply_control
-from streams.counting import Gates, Log
+from streams.counting import Log
 from streams.dead_letters import dead_letter
 from streams.decoding import Rejected, RejectReason
 from streams.identifiers import request_id
-from streams.interests import Distribution, Survey, distribution
-from streams.mixture import Model, survey
+from streams.mixture import Model
 from streams.packing import Pack
 from streams.positions import Position, PositionKind, Recorded, Schedule
 from streams.records import (
@@ -40,11 +39,12 @@ from streams.records import (
 )
 from streams.registry import Registry
 from streams.remap import adopt_registry
-from streams.selection import Choose, build_context
+from streams.requesting import ASKED, RULES, Gates, Reason, Requests
+from streams.selection import Chosen, build_context, catalogue_of, chosen
 from streams.state import BOOTSTRAPPED, EMPTY, MARKERS, State, from_values, new_state, pack
 from streams.state_table import StateTable
 from streams.topics import DAY_MS
-from streams.trigger import Fired, Policy, Thresholds, adopt, fired, gates
+from streams.trigger import Policy, Thresholds, gates
 
 TRACE_HEADERS: Final = frozenset({"traceparent", "tracestate"})
 NOTED_VIDEOS: Final = 100_000
@@ -110,19 +110,23 @@ class Batch:
     next_offset: int = 0
 
 
-Apply: TypeAlias = Callable[[npt.NDArray[np.void], npt.NDArray[np.void], int, Log, Model, Gates], int]
+Apply: TypeAlias = Callable[
+    [npt.NDArray[np.void], npt.NDArray[np.void], int, Log, Model, Gates, Catalogue, Requests], tuple[int, int]
+]
+Ask: TypeAlias = Callable[[npt.NDArray[np.void], Reason, Model, Gates, Catalogue, Requests], None]
 
 
 class Kernel(NamedTuple):
-    """The functions that cost the most, plain or compiled: of streams.counting, .mixture, .choosing and .state."""
+    """The functions that cost the most, plain or compiled: of streams.counting, .requesting and .state."""
 
     apply: Apply
-    survey: Survey
-    choose: Choose
+    ask: Ask
     pack: Pack
 
 
-PLAIN: Final = Kernel(counting.apply, survey, choose, pack)
+PLAIN: Final = Kernel(counting.apply, requesting.ask, pack)
+REQUESTS_AT_ONCE: Final = 256
+"""Made by the kernel before words are put to them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +167,8 @@ class WatchHandler:
         self._configuration = configuration
         self._gates = gates(configuration.policy, configuration.thresholds, IDLE_DAYS * DAY_MS)
         self._model = Model(configuration.thresholds.constants, registry.prior_by_id)
+        self._catalogue = catalogue_of(registry)
+        self._requests = np.zeros(REQUESTS_AT_ONCE, ASKED)
         self._log = Log(np.uint64(key_of(configuration.topic_id)), partition)
         self._positions_key = key_of(configuration.positions_id)
         self._reader = Reader(configuration.decode, configuration.parse)
@@ -228,70 +234,59 @@ class WatchHandler:
         said: list[tuple[int, Output]],
     ) -> None:
         """The kernel over all events, stopping at each that needs more than counting."""
-        apply, states, at = self._configuration.kernel.apply, self.table.states, 0
-        while (at := apply(states, events, at, self._log, self._model, self._gates)) < len(events):
-            place, state = columns.places[at], self.table.view(int(events["row"][at]))
-            ts, outcome = int(events["ts"][at]), int(events["outcome"][at])
+        apply, at = self._configuration.kernel.apply, 0
+        while at < len(events):
+            at, requests = apply(
+                self.table.states, events, at, self._log, self._model, self._gates, self._catalogue, self._requests
+            )
+            for made in self._chosen(requests):
+                key, record = columns.keys[made.place], records[columns.places[made.place]]
+                said.append((columns.places[made.place], self._request_at(batch, made, key.decode(), record)))
+            if at == len(events) or (outcome := int(events["outcome"][at])) not in (counting.AGED, counting.TOO_LATE):
+                continue
+            place, state, ts = columns.places[at], self.table.view(int(events["row"][at])), int(events["ts"][at])
             if outcome == counting.AGED:
                 self._age(state, ts)
                 state["last_ts"], state["registry"] = ts, self.registry.version
                 continue
-            if outcome == counting.TOO_LATE:
-                days = (int(state["last_ts"]) - ts) // DAY_MS
-                detail = f"ts {ts} is {days} days before the viewer's newest event"
-                letter = self._dead_letter(batch, records[place], Rejected(RejectReason.TOO_LATE, detail))
-                said.append((place, letter))
-            else:
-                said.append((place, self._decide(batch, state, ts, columns.keys[at].decode(), records[place])))
+            days = (int(state["last_ts"]) - ts) // DAY_MS
+            detail = f"ts {ts} is {days} days before the viewer's newest event"
+            letter = self._dead_letter(batch, records[place], Rejected(RejectReason.TOO_LATE, detail))
+            said.append((place, letter))
             at += 1
 
-    def _decide(self, batch: Batch, state: State, ts: int, user_id: str, record: Record) -> Output:
-        """The request that the event made due."""
-        configuration = self._configuration
-        now = self._now(state)
-        reason = fired(state, now, ts, self._gates, configuration.thresholds)
-        if reason is None:
-            raise AssertionError("the kernel stopped at an event that makes no request due")
-        identity = request_id(configuration.topic_id, self.partition, record.offset, reason.rule, user_id)
-        trace = tuple(header for header in record.headers if header[0] in TRACE_HEADERS)
-        return self._request(batch, state, user_id, reason, identity, now, trace)
+    def _chosen(self, requests: int) -> list[Chosen]:
+        return chosen(self._requests[:requests]) if requests else []
 
-    def _request(
-        self,
-        batch: Batch,
-        state: State,
-        user_id: str,
-        reason: Fired,
-        identity: str,
-        now: Distribution,
-        trace: Headers = (),
-    ) -> Output:
-        configuration = self._configuration
-        state["flags"] = int(state["flags"]) & ~BOOTSTRAPPED
-        context = build_context(
-            user_id,
-            state,
-            now,
-            self.registry,
-            reason,
-            configuration.policy,
-            configuration.thresholds,
-            configuration.kernel.choose,
+    def _request_at(self, batch: Batch, chosen: Chosen, user_id: str, record: Record) -> Output:
+        """The request that an event made due."""
+        rule, topic_id = RULES[chosen.rule], self._configuration.topic_id
+        identity = request_id(topic_id, self.partition, record.offset, rule, user_id)
+        return self._request(batch, chosen, user_id, identity, trace_of(record.headers))
+
+    def _ask(self, batch: Batch, state: State, user_id: str, reason: Reason, identity: str) -> Output:
+        """A request that a position asks for."""
+        self._configuration.kernel.ask(
+            state.reshape(1), reason, self._model, self._gates, self._catalogue, self._requests
         )
-        sequence = adopt(state, now, reason.rule, template_only=reason.template_only)
+        (made,) = self._chosen(1)
+        return self._request(batch, made, user_id, identity)
+
+    def _request(self, batch: Batch, chosen: Chosen, user_id: str, identity: str, trace: Headers = ()) -> Output:
+        policy, rule = self._configuration.policy, RULES[chosen.rule]
         request = RefreshRequest(
             request_id=identity,
             user_id=user_id,
-            epoch=int(state["epoch"]),
-            sequence=sequence,
-            as_of=int(state["last_ts"]),
-            rule=reason.rule,
-            expires_after_ms=configuration.policy.request_expires_ms,
+            epoch=chosen.epoch,
+            sequence=chosen.sequence,
+            as_of=chosen.last_ts,
+            rule=rule,
+            expires_after_ms=policy.request_expires_ms,
             registry_version=self.registry.version,
-            tier_limit=Tier.TEMPLATE if reason.template_only else None,
-            context=context,
+            tier_limit=Tier.TEMPLATE if chosen.template_only else None,
+            context=build_context(user_id, chosen, self.registry, policy),
         )
-        batch.requests[reason.rule] += 1
+        batch.requests[rule] += 1
         return self._request_output(request, trace)
 
     def _request_output(self, request: RefreshRequest, trace: Headers = ()) -> Output:
@@ -363,6 +358,7 @@ class WatchHandler:
         if item.kind is PositionKind.REGISTRY:
             self.registry = self._configuration.registry_of(item.registry_version or 0)
             self._model = Model(self._configuration.thresholds.constants, self.registry.prior_by_id)
+            self._catalogue = catalogue_of(self.registry)
             self._noted.clear()
         elif item.kind is PositionKind.BOOTSTRAP_END:
             for key in sorted(self._users()):
@@ -389,8 +385,8 @@ class WatchHandler:
         configuration = self._configuration
         identity = request_id(configuration.positions_id, self.partition, offset, Rule.CONTROL, control.user_id)
         if command is Command.REFRESH:
-            reason = Fired(Rule.CONTROL, 1.0, 1.0, not state["student_sequence"])
-            batch.outputs.append(self._request(batch, state, control.user_id, reason, identity, self._now(state)))
+            reason = Reason(RULES.index(Rule.CONTROL), 1.0, 1.0, not state["student_sequence"])
+            batch.outputs.append(self._ask(batch, state, control.user_id, reason, identity))
             return
         state["sequence"] = int(state["sequence"]) + 1
         batch.requests[Rule.CONTROL] += 1
@@ -422,8 +418,8 @@ class WatchHandler:
             return
         rule, user_id = Rule.MATURITY if state["student_sequence"] else Rule.COLD_START, key.decode()
         identity = request_id(self._configuration.positions_id, self.partition, offset, rule, user_id)
-        reason = Fired(rule, float(watches), float(gate))
-        batch.outputs.append(self._request(batch, state, user_id, reason, identity, self._now(state)))
+        reason = Reason(RULES.index(rule), float(watches), float(gate), template_only=False)
+        batch.outputs.append(self._ask(batch, state, user_id, reason, identity))
 
     def _age(self, state: State, ts: int) -> None:
         stage = aged(state, ts, self._configuration.policy.forget_days)
@@ -435,9 +431,6 @@ class WatchHandler:
             for name in MARKERS:
                 fresh[name] = state[name]
             state[...] = fresh
-
-    def _now(self, state: State) -> Distribution:
-        return distribution(state, self._model, self._configuration.kernel.survey)
 
     # Markers
 
@@ -466,6 +459,11 @@ def highest_marker(states: npt.NDArray[np.void], topic_id: str, partition: int |
 def highest_marker_among(values: Iterable[bytes | None], topic_id: str, partition: int | None = None) -> int:
     """As `highest_marker`, of stored values; None stands for a viewer who was removed."""
     return highest_marker(from_values([value for value in values if value is not None]), topic_id, partition)
+
+
+def trace_of(headers: Headers) -> Headers:
+    """The headers that carry a trace on."""
+    return tuple([header for header in headers if header[0] in TRACE_HEADERS]) if headers else ()
 
 
 def _under(registry: Registry, control: UserControl) -> UserControl:

@@ -16,7 +16,7 @@ PURE_MODULES = frozenset({
     "__future__", "abc", "array", "base64", "bisect", "collections", "contextlib", "copy", "dataclasses",
     "datetime", "decimal", "enum", "fractions", "functools", "hashlib", "heapq", "itertools", "json",
     "keyword", "math", "mmap", "numbers", "operator", "re", "statistics", "string", "struct", "textwrap", "types",
-    "typing", "unicodedata", "numpy", "orjson", "msgspec", "streams",
+    "typing", "unicodedata", "numpy", "orjson", "msgspec", "xxhash", "streams",
 })  # fmt: skip
 """What `streams` may import: no network, disk, clock, process, environment or randomness."""
 

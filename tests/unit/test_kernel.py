@@ -54,6 +54,6 @@ async def test_packing_is_the_same(kernel: Kernel) -> None:
 
 def test_the_machine_code_is_kept(kernel: Kernel, folder: Path) -> None:
     held = {path: path.stat().st_mtime_ns for path in folder.rglob("*.nbc")}
-    assert len(held) == 4
+    assert len(held) == 3
     worker_kernel(folder)
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*.nbc")} == held

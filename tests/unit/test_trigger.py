@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import orjson
@@ -14,26 +14,17 @@ from agents.artefacts import load_thresholds
 from agents.calibration import SETTLED, false_per_1k, run, simulated
 from agents.settings import Settings, SettingsError
 from streams.ageing import IDLE_DAYS
+from streams.choosing import catalogue
 from streams.counting import notice
-from streams.interests import Distribution, distribution
-from streams.mixture import Constants, Model
+from streams.mixture import Constants, Model, fresh_draws
 from streams.prequential import watch
 from streams.records import Rule
+from streams.requesting import ASKED, NOTHING, RULES, SETTLING, Reason, ask, ask_due, due
 from streams.simulation import Kind, Purpose, SimulatedStream, population
-from streams.state import SLOTS, State, new_state
+from streams.state import State, new_state
 from streams.topics import DAY_MS
-from streams.trigger import (
-    MOST,
-    SETTLING,
-    Fired,
-    Policy,
-    ThresholdsError,
-    adopt,
-    distance,
-    fired,
-    gates,
-    read_thresholds,
-)
+from streams.trigger import MOST, Policy, ThresholdsError, gates, read_thresholds
+from tests.builders import make_registry
 
 THRESHOLDS = load_thresholds(Settings().thresholds)
 MODEL = Model(THRESHOLDS.constants, np.full(64, 1 / 64))
@@ -42,6 +33,15 @@ START = 1_767_225_600_000
 
 
 # With the thresholds that ship, on viewers that calibration never saw
+
+
+class Fired(NamedTuple):
+    """A rule fired: its value against its threshold."""
+
+    rule: Rule
+    value: float
+    threshold: float
+    template_only: bool = False
 
 
 def viewers(shift_mass: float, scale: float) -> dict[str, list[SimulatedStream]]:
@@ -87,7 +87,21 @@ def test_stable_viewers_seldom_pass_the_null_quantile() -> None:
 
 
 GATES = gates(POLICY, THRESHOLDS, IDLE_DAYS * DAY_MS)
-NOBODY = Distribution([0.0] * SLOTS, 1.0, [0.0] * SLOTS, [0.0] * SLOTS, 0.0, 0.0)
+CATALOGUE = catalogue(make_registry(clusters=64))
+
+
+def asked(state: State, rule: Rule, *, template_only: bool = False) -> Any:
+    """The numbers of a request that is made now."""
+    requests = np.zeros(1, ASKED)
+    reason = Reason(RULES.index(rule), 1.0, 1.0, template_only)
+    ask(state.reshape(1), reason, MODEL, GATES, CATALOGUE, requests)
+    return requests[0]
+
+
+def measured(state: State) -> tuple[float, float]:
+    """The divergence from the reference now, and its quantile."""
+    request = asked(state.copy(), Rule.CONTROL)
+    return float(request["divergence"]), float(request["null_quantile"])
 
 
 def described(rule: Rule = Rule.COLD_START, clusters: tuple[int, ...] = (0, 1, 2)) -> State:
@@ -96,7 +110,7 @@ def described(rule: Rule = Rule.COLD_START, clusters: tuple[int, ...] = (0, 1, 2
     for i in range(60):
         watch(state, clusters[i % len(clusters)], MODEL)
     state["qualifying"], state["last_ts"] = 60, START
-    adopt(state, distribution(state, MODEL), rule, template_only=False)
+    asked(state, rule)
     return state
 
 
@@ -115,13 +129,19 @@ def which(state: State, ts: int = START, policy: Policy = POLICY) -> Rule | None
 
 
 def which_exactly(state: State, ts: int = START, policy: Policy = POLICY) -> Fired | None:
-    # A viewer without any watch has no estimate.
-    now = distribution(state, MODEL) if state["experts"] else NOBODY
-    return fired(state, now, ts, gates(policy, THRESHOLDS, IDLE_DAYS * DAY_MS), THRESHOLDS)
+    limits = gates(policy, THRESHOLDS, IDLE_DAYS * DAY_MS)
+    found = due(state, ts, limits)
+    if found == NOTHING:
+        return None
+    (request,) = requests = np.zeros(1, ASKED)
+    ask_due(state.copy(), found, ts, MODEL, limits, CATALOGUE, request)
+    rule, value, threshold, template_only = requests[0][["rule", "value", "threshold", "template_only"]].item()
+    return Fired(RULES[rule], value, threshold, template_only)
 
 
 def test_a_template_is_asked_for_once_and_the_first_persona_at_the_gate() -> None:
     state = new_state()
+    watch(state, 0, MODEL)
     state["qualifying"] = 4
     assert which(state) is None
     state["qualifying"] = 5
@@ -174,12 +194,12 @@ def test_regret_at_its_threshold_does_not_fire_and_above_it_does() -> None:
 def test_the_name_says_whether_chance_alone_goes_that_far() -> None:
     elsewhere = later(described(), 30, (10, 11, 12))
     assert which(elsewhere) is Rule.DRIFT
-    now = distribution(elsewhere, MODEL)
-    found = distance(elsewhere, now, THRESHOLDS)
-    assert found.divergence > found.null_quantile
-    assert found.null_quantile == THRESHOLDS.null_quantile(min(now.n_eff, float(elsewhere["reference_n_eff"])))
+    divergence, null_quantile = measured(elsewhere)
+    assert divergence > null_quantile
+    n_eff = min(fresh_draws(elsewhere), float(elsewhere["reference_n_eff"]))
+    assert null_quantile == THRESHOLDS.null_quantile(n_eff)
     same = later(described(), 12)
-    assert distance(same, distribution(same, MODEL), THRESHOLDS).divergence < found.null_quantile
+    assert measured(same)[0] < null_quantile
     same["regret"] = 1.0
     assert which(same) is Rule.MATURITY
 
@@ -204,21 +224,20 @@ def test_nothing_else_is_followed_up(before: Rule) -> None:
 def test_age_fires_after_the_days_it_is_given_unless_it_is_off() -> None:
     state = described()
     state["since_request"] = THRESHOLDS.cool_down
-    due = START + 30 * DAY_MS
-    assert which(state, due - 1) is None
-    assert which_exactly(state, due) == Fired(Rule.AGE, 30.0, 30.0)
-    assert which(state, due, Policy(maximum_age_days=31)) is None
+    day = START + 30 * DAY_MS
+    assert which(state, day - 1) is None
+    assert which_exactly(state, day) == Fired(Rule.AGE, 30.0, 30.0)
+    assert which(state, day, Policy(maximum_age_days=31)) is None
     assert which(state, START + 4_000 * DAY_MS, Policy(maximum_age_days=0)) is None
     state["regret"] = 1.0
-    assert which(state, due) is Rule.MATURITY
+    assert which(state, day) is Rule.MATURITY
 
 
 def test_a_request_is_what_the_next_are_compared_with() -> None:
     state = later(described(), 30, (10, 11, 12))
-    now = distribution(state, MODEL)
-    assert adopt(state, now, Rule.DRIFT, template_only=False) == 2
+    assert asked(state, Rule.DRIFT)["sequence"] == 2
     assert which(state) is None
-    assert distance(state, distribution(state, MODEL), THRESHOLDS).divergence == pytest.approx(0.0, abs=1e-6)
+    assert measured(state)[0] == pytest.approx(0.0, abs=1e-6)
     assert (float(state["regret"]), int(state["since_request"]), int(state["request_ts"])) == (0.0, 0, START)
     assert int(state["student_sequence"]) == 1
 
@@ -226,9 +245,9 @@ def test_a_request_is_what_the_next_are_compared_with() -> None:
 def test_a_template_leaves_the_first_persona_to_come() -> None:
     state = new_state()
     watch(state, 0, MODEL)
-    assert adopt(state, distribution(state, MODEL), Rule.COLD_START, template_only=True) == 1
+    assert asked(state, Rule.COLD_START, template_only=True)["sequence"] == 1
     assert int(state["student_sequence"]) == 0
-    assert adopt(state, distribution(state, MODEL), Rule.COLD_START, template_only=False) == 2
+    assert asked(state, Rule.COLD_START)["sequence"] == 2
     assert int(state["student_sequence"]) == 2
 
 
