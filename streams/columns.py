@@ -6,6 +6,7 @@ the way of `streams.decoding`, which says what is wrong. Both give the same colu
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Final, Literal, Protocol, TypeAlias, cast
@@ -43,7 +44,7 @@ from streams.state import UNIT
 MAXIMUM_RECORD_BYTES: Final = 1_048_576
 KNOWN_VIDEOS: Final = 500_000
 """Videos whose key and cluster are remembered between batches."""
-KNOWN_SESSIONS: Final = 200_000
+NO_SESSION: Final = bytes(8)
 AT_ONCE: Final = 128
 """Records decoded together: one that is not usual costs the others of its group the quickest way."""
 UNITS: Final = round(1 / UNIT)
@@ -85,10 +86,10 @@ Parse: TypeAlias = Callable[[bytes], Any]
 class Columns:
     """Usable events of a batch, field by field, and what became of the rest.
 
-    places: of the events among the records; keys: of their viewers; videos, sessions: ids; ts: ms; weights: -2..1;
-    identities: 8 bytes each, what the event is known by; audiences, flags: as in EVENT; clusters: ids that the producer
-    gave; unplaced: places among the events of those whose video is in no live cluster, set by `Reader.events`;
-    rejected, not_organic: other records.
+    places: of the events among the records; keys: of their viewers; videos: ids; ts: ms; weights: -2..1;
+    identities: what each is known by, sessions: their ids, 8 bytes each; audiences, flags: as in EVENT; clusters: ids
+    that the producer gave; unplaced: places among the events of those whose video is in no live cluster, set by
+    `Reader.events`; rejected, not_organic: other records.
     """
 
     places: list[int] = field(default_factory=list)
@@ -97,7 +98,7 @@ class Columns:
     ts: list[int] = field(default_factory=list)
     weights: list[float] = field(default_factory=list)
     identities: list[bytes] = field(default_factory=list)
-    sessions: list[str | None] = field(default_factory=list)
+    sessions: list[bytes] = field(default_factory=list)
     audiences: list[int] = field(default_factory=list)
     flags: list[int] = field(default_factory=list)
     clusters: list[int | None] = field(default_factory=list)
@@ -107,16 +108,17 @@ class Columns:
 
 
 class Reader:
-    """Turns records into columns; remembers videos and sessions between batches."""
+    """Turns records into columns; remembers videos between batches."""
 
     def __init__(self, decode: Decode, parse: Parse) -> None:
         self._decode = decode
         self._parse = parse
         self._direct = False
-        self._sessions: dict[str | None, int] = {}
-        self._video_keys: dict[str, int] = {}
-        self._clusters: dict[str, int] = {}
         self._registry: Registry | None = None
+        self._known: dict[str, int] = {}
+        # By the numbers in `_known`:
+        self._video_keys: npt.NDArray[np.uint64] = np.zeros(0, np.uint64)
+        self._clusters: npt.NDArray[np.int32] = np.zeros(0, np.int32)
 
     def read(self, records: Sequence[Record]) -> Columns:
         """Decode and check records."""
@@ -124,10 +126,9 @@ class Reader:
         self._direct = self._parse is orjson.loads
         for start in range(0, len(records), AT_ONCE):
             self._read(columns, start, records[start : start + AT_ONCE])
-        if any(record.headers for record in records):
-            for i, place in enumerate(columns.places):
-                if topics.BOOTSTRAP_HEADER in records[place].headers:
-                    columns.flags[i] |= LOADED
+        loaded = [place for place, record in enumerate(records) if topics.BOOTSTRAP_HEADER in record.headers]
+        for place in set(loaded) & set(columns.places) if loaded else ():
+            columns.flags[bisect_left(columns.places, place)] |= LOADED
         return columns
 
     def events(
@@ -142,10 +143,10 @@ class Reader:
         events["ts"] = np.array(columns.ts, np.int64)
         # Zero stands for none in a state's ring.
         events["key"] = np.maximum(np.frombuffer(b"".join(columns.identities), ">u8"), 1)
-        events["session"] = self._session_keys(columns.sessions)
+        events["session"] = np.frombuffer(b"".join(columns.sessions), ">u8")
         events["weight"] = rounded(np.array(columns.weights))
-        events["audience"] = np.array(columns.audiences, np.uint8)
-        events["flags"] = np.array(columns.flags, np.uint8)
+        events["audience"] = np.frombuffer(bytes(columns.audiences), np.uint8)
+        events["flags"] = np.frombuffer(bytes(columns.flags), np.uint8)
         events["video"], events["cluster"] = self._look_up(columns.videos, registry)
         columns.unplaced = np.nonzero(events["cluster"] == UNASSIGNED)[0].tolist()
         if columns.clusters.count(None) != len(events):
@@ -156,7 +157,8 @@ class Reader:
 
     def _read(self, columns: Columns, start: int, records: Sequence[Record]) -> None:
         """Read records from place `start` on: runs of usual ones together, the others one by one."""
-        events = self._usual(records)
+        keys = [record.key for record in records]
+        events = self._usual(records, keys)
         done = 0
         while done < len(events):
             end = done
@@ -164,20 +166,19 @@ class Reader:
                 end += 1
             if end > done:
                 columns.places += range(start + done, start + end)
-                # Equal to the user ids' UTF-8.
-                columns.keys += cast(list[bytes], [record.key for record in records[done:end]])
+                columns.keys += cast(list[bytes], keys[done:end])  # equal to the user ids' UTF-8
                 _add(columns, cast(list[_Usual], events[done:end]))
             if end < len(events):
                 self._checked(columns, start + end, records[end])
             done = end + 1
 
-    def _usual(self, records: Sequence[Record]) -> list[_Usual | None]:
+    def _usual(self, records: Sequence[Record], keys: Sequence[bytes | None]) -> list[_Usual | None]:
         """The usual event in each record, None for one that needs a closer look."""
         values = [record.value for record in records]
         events = self._together(values)
         if events is None:
             events = [self._alone(value) for value in values]
-        elif _fit_together(events, values, records):
+        elif _fit_together(events, values, keys, records):
             return events
         return [
             event if event is not None and _fits(event, record) else None
@@ -237,41 +238,33 @@ class Reader:
         columns.ts.append(event.ts)
         columns.weights.append(watch_weight(event))
         columns.identities.append(text_digest(text or event_text(event)))
-        columns.sessions.append(event.session_id)
+        columns.sessions.append(text_digest(event.session_id) if event.session_id else NO_SESSION)
         columns.audiences.append(_AUDIENCES[event.audience])
         columns.flags.append(flags)
         columns.clusters.append(event.cluster_id)
-
-    def _session_keys(self, sessions: Sequence[str | None]) -> npt.NDArray[np.uint64]:
-        known = self._sessions
-        if not known or len(known) >= KNOWN_SESSIONS:
-            known.clear()
-            known[None] = 0
-        for session in set(sessions) - known.keys():
-            known[session] = key_of(session or "")
-        return np.fromiter(map(known.__getitem__, sessions), np.uint64, len(sessions))
 
     def _look_up(
         self, videos: Sequence[str], registry: Registry
     ) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.int32]]:
         """Key and cluster of each video; UNASSIGNED (-1) where the registry has no live cluster for it."""
-        if registry is not self._registry or len(self._clusters) >= KNOWN_VIDEOS:
-            self._registry, self._video_keys, self._clusters = registry, {}, {}
-        missing = list(set(videos) - self._clusters.keys())
-        if missing:
-            keys = np.frombuffer(video_keys(missing), "<u8")
-            clusters = registry.clusters_of_keys(keys).tolist()
-            self._video_keys.update(zip(missing, keys.tolist(), strict=True))
-            cards = registry.cards
-            self._clusters.update(
-                (video, cluster if cluster in cards else UNASSIGNED)
-                for video, cluster in zip(missing, clusters, strict=True)
-            )
-        count = len(videos)
-        return (
-            np.fromiter(map(self._video_keys.__getitem__, videos), np.uint64, count),
-            np.fromiter(map(self._clusters.__getitem__, videos), np.int32, count),
-        )
+        if registry is not self._registry or len(self._known) >= KNOWN_VIDEOS:
+            self._registry, self._known = registry, {}
+            self._video_keys, self._clusters = self._video_keys[:0], self._clusters[:0]
+        known = self._known
+        numbers = [known.get(video, -1) for video in videos]
+        if -1 in numbers:
+            self._learn([video for video in dict.fromkeys(videos) if video not in known], registry)
+            numbers = [known[video] for video in videos]
+        places = np.array(numbers)
+        return self._video_keys[places], self._clusters[places]
+
+    def _learn(self, videos: Sequence[str], registry: Registry) -> None:
+        keys = np.frombuffer(video_keys(videos), "<u8")
+        clusters = registry.clusters_of_keys(keys)
+        live = np.isin(clusters, registry.cluster_ids)
+        self._known.update(zip(videos, range(len(self._known), len(self._known) + len(videos)), strict=True))
+        self._video_keys = np.append(self._video_keys, keys)
+        self._clusters = np.append(self._clusters, np.where(live, clusters, np.int32(UNASSIGNED)))
 
 
 def key_of(text: str) -> int:
@@ -335,12 +328,17 @@ class _Alone(_Usual, forbid_unknown_fields=True, gc=False):
 _DIRECT: Final = msgspec.json.Decoder(_Alone)
 
 
-def _fit_together(events: Sequence[_Usual | None], values: Sequence[bytes | None], records: Sequence[Record]) -> bool:
+def _fit_together(
+    events: Sequence[_Usual | None],
+    values: Sequence[bytes | None],
+    keys: Sequence[bytes | None],
+    records: Sequence[Record],
+) -> bool:
     """Whether `_fits` holds for each: asked of all at once, True only if it is so."""
     usual, lines = cast(list[_Usual], events), b"".join(cast(Sequence[bytes], values))
     return (
         _is_plain(lines)
-        and [event.user_id.encode() for event in usual] == [record.key for record in records]
+        and [event.user_id.encode() for event in usual] == keys
         and max([event.ts for event in usual]) <= min([record.timestamp for record in records]) + FUTURE_TOLERANCE_MS
     )
 
@@ -369,7 +367,7 @@ def _add(columns: Columns, events: Sequence[_Usual]) -> None:
     """Add what usual events say."""
     columns.videos += [event.video_id for event in events]
     columns.ts += [event.ts for event in events]
-    columns.sessions += [event.session_id for event in events]
+    columns.sessions += [text_digest(event.session_id) if event.session_id else NO_SESSION for event in events]
     columns.audiences += [_AUDIENCES[event.audience] for event in events]
     columns.clusters += [event.cluster_id for event in events]
     for event in events:
@@ -380,14 +378,12 @@ def _add(columns: Columns, events: Sequence[_Usual]) -> None:
                 flags |= PLAYBACK
         else:
             weight = _ACTIONS[event.action]
+        if event.event_id is not None and not flags & PLAYBACK:
+            text = f"5:event{len(event.event_id)}:{event.event_id}"  # as `event_text` frames it
+        elif flags & PLAYBACK:
+            text = framed("playback", event.playback_id or "", event.video_id)
+        else:
+            text = event_text(cast(WatchEvent, event))  # it reads fields by name
         columns.weights.append(weight)
         columns.flags.append(flags)
-        columns.identities.append(text_digest(_identity(event, flags)))
-
-
-def _identity(event: _Usual, flags: int) -> str:
-    if flags & PLAYBACK:
-        return framed("playback", event.playback_id or "", event.video_id)
-    if event.event_id is not None:
-        return f"5:event{len(event.event_id)}:{event.event_id}"  # as `event_text` frames it
-    return event_text(cast(WatchEvent, event))  # it reads fields by name
+        columns.identities.append(text_digest(text))

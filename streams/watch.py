@@ -209,9 +209,10 @@ class WatchHandler:
         said: list[tuple[int, Output]] = []
         self._run(batch, records, columns, events, said)
         outcomes = events["outcome"].tolist()
-        self.table.mark(
-            [key for key, outcome in zip(columns.keys, outcomes, strict=True) if outcome != counting.REPEATED]
-        )
+        changed = columns.keys
+        if counting.REPEATED in outcomes:
+            changed = [key for key, code in zip(changed, outcomes, strict=True) if code != counting.REPEATED]
+        self.table.mark(changed)
         for code, count in Counter(outcomes).items():
             batch.outcomes[_OUTCOMES[code]] += count
         for outcome, places in (Outcome.NOT_ORGANIC, columns.not_organic), (Outcome.DEAD_LETTER, columns.rejected):
