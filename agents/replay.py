@@ -129,7 +129,7 @@ class ReplayDriver:
         self._batch_records = batch_records
         self._broker = _Broker()
         self._dying: Step | None = None
-        self._table = StateTable()
+        self._table = StateTable(pack=configuration.kernel.pack)
         self.outcomes: Counter[Outcome] = Counter()
         self.dead_letters: Counter[str] = Counter()
         self.refused_controls: Counter[str] = Counter()
@@ -209,7 +209,7 @@ class ReplayDriver:
 
     def _start(self) -> None:
         """A worker starts: its table from the changelog, its place from the committed offset."""
-        self._table = StateTable()
+        self._table = StateTable(pack=self._configuration.kernel.pack)
         self._table.put(list(self._broker.changelog), list(self._broker.changelog.values()))
         self._handler = WatchHandler(
             self._configuration,

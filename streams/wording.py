@@ -12,6 +12,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from hashlib import blake2b
 from itertools import combinations, pairwise
 from typing import Final, TypeAlias
@@ -28,6 +29,8 @@ SUMMARY_KEY: Final = "s"
 MAXIMUM_ANSWER_BYTES: Final = 8192
 MAXIMUM_TITLE: Final = 80
 MAXIMUM_LABEL: Final = 48
+CLEANED: Final = 16_384
+"""Labels and titles remembered in their cleaned form: those of the clusters come again and again."""
 ITEM_WORDS: Final = (3, 26)
 SUMMARY_WORDS: Final = (3, 40)
 ITEM_CHARACTERS: Final = 180
@@ -172,6 +175,7 @@ def sanitise_title(title: str, maximum: int = MAXIMUM_TITLE) -> str:
     return _cleaned(title, maximum, _TEXT_CHARACTERS)
 
 
+@lru_cache(CLEANED)
 def clean_label(label: str) -> str:
     """A label as it may enter a prompt or a sentence: see `sanitise_title`; no full stops, no word twice."""
     words: dict[str, str] = {}
@@ -472,6 +476,7 @@ def _stems(text: str) -> frozenset[str]:
     )
 
 
+@lru_cache(CLEANED)
 def _cleaned(text: str, maximum: int, allowed: frozenset[str]) -> str:
     # The cap before normalisation bounds the work; some characters normalise to many.
     text = unicodedata.normalize("NFKC", text[: 8 * maximum])[: 8 * maximum]

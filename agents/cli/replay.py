@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import click
 
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from agents.student_client import StudentClient
     from streams.registry import Registry
     from streams.watch import WatchConfiguration
+
+COMPILE_FROM: Final = 20_000
+"""Events from which compiling the kernel, which may take half a minute, pays."""
 
 
 @click.command()
@@ -65,6 +68,7 @@ def replay(
     personas replay history.jsonl.gz --out out/ --bootstrap --json
     """
     from agents.artefacts import load_configuration, load_current_registry, load_format
+    from agents.compiled import worker_kernel
     from agents.replay_file import UnreadableFile, events_of, read_lines, registry_holding
     from streams import topics
 
@@ -83,6 +87,9 @@ def replay(
     if settings.registry == Path():
         chosen = registry_holding(settings, chosen, records, configuration)
         configuration, _ = load_configuration(settings, names, chosen)
+    if len(records) >= COMPILE_FROM:
+        click.echo("compiling the kernel, or reading it from where it is kept", err=True)
+        configuration = replace(configuration, kernel=worker_kernel(settings.data_folder / "kernel"))
     summary = asyncio.run(
         _run(settings, records, control_lines, configuration, chosen, student == "triton", bootstrap, out)
     )
