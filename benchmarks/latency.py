@@ -10,28 +10,25 @@ Ends with one JSON object; a missed bar is reported, and the exit status is 0. I
 from __future__ import annotations
 
 import argparse
-import signal
 import sys
 import time
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any, Final
 
 import numpy as np
 import orjson
 
 from agents.kafka_admin import prefixed, topic_ids
-from agents.localstack import LocalStackError
 from agents.settings import Settings
 from agents.topic_reader import TopicReader
-from benchmarks.throughput.broker import Broker, CommittedOffsets, local_broker
+from benchmarks.throughput.broker import Broker, CommittedOffsets
+from benchmarks.throughput.command import on_a_broker, publish
 from benchmarks.throughput.pacer import Pace, start_pacer
 from benchmarks.throughput.processes import OPENED, Measured, start_worker
 from benchmarks.throughput.report import machine
-from benchmarks.throughput.runners import settings_for_benchmarks
 from streams import topics
 from streams.identifiers import request_id
 
@@ -271,25 +268,11 @@ def main(command_line: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(command_line)
     if arguments.rate < 1 or arguments.seconds < 5:
         parser.error("a rate of at least 1, for at least 5 seconds")
-    signal.signal(signal.SIGTERM, _interrupt)
     command = f"python -m benchmarks.latency --rate {arguments.rate} --seconds {arguments.seconds:g}"
-    try:
-        with local_broker(settings_for_benchmarks(), tell) as broker:
-            figures = Measurement(broker, arguments.rate, arguments.seconds).run()
-    except KeyboardInterrupt:
-        raise SystemExit("stopped") from None
-    except (LocalStackError, RuntimeError, TimeoutError) as error:
-        raise SystemExit(f"error: {error}") from error
+    figures = on_a_broker(lambda broker: Measurement(broker, arguments.rate, arguments.seconds).run(), tell)
     text = markdown(figures, command + " --write" * arguments.write)
-    print(text)
-    if arguments.write:
-        RESULTS.write_text(text)
-    print(orjson.dumps(figures.document()).decode(), flush=True)
+    publish(text, figures.document(), RESULTS if arguments.write else None)
     return 0
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

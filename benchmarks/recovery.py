@@ -11,14 +11,12 @@ have what was written.
 from __future__ import annotations
 
 import argparse
-import signal
 import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import FrameType
 from typing import Any, Final, TypeVar
 
 import numpy as np
@@ -27,15 +25,15 @@ import orjson
 
 from agents.compiled import worker_kernel
 from agents.kafka_admin import prefixed
-from agents.localstack import LocalStackError
 from agents.settings import Settings
 from agents.topic_reader import TopicReader
-from benchmarks.throughput.broker import Broker, CommittedOffsets, local_broker, produce, wait_until
+from benchmarks.throughput.broker import Broker, CommittedOffsets, produce, wait_until
+from benchmarks.throughput.command import on_a_broker, publish
 from benchmarks.throughput.event_log import START_MS, cluster_of_video
 from benchmarks.throughput.figures import Bar
 from benchmarks.throughput.processes import ASSIGNED, OPENED, Measured, start, start_worker
 from benchmarks.throughput.report import machine
-from benchmarks.throughput.runners import PEERS, settings_for_benchmarks
+from benchmarks.throughput.runners import PEERS
 from streams import topics
 from streams.packing import Pack
 from streams.state import EVIDENCE, RING, SLOTS, WORD, WORDS, from_bytes, new_state
@@ -363,26 +361,12 @@ def main(command_line: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(command_line)
     if arguments.users < 1000:
         parser.error("--users: at least 1,000, or nothing is left of the rounding")
-    signal.signal(signal.SIGTERM, _interrupt)
     command = f"python -m benchmarks.recovery --users {arguments.users}" + " --write" * arguments.write
     started = time.monotonic()
-    try:
-        with local_broker(settings_for_benchmarks(), tell) as broker:
-            figures = Measurement(broker, arguments.users).run()
-    except KeyboardInterrupt:
-        raise SystemExit("stopped") from None
-    except (LocalStackError, RuntimeError, TimeoutError) as error:
-        raise SystemExit(f"error: {error}") from error
+    figures = on_a_broker(lambda broker: Measurement(broker, arguments.users).run(), tell)
     text = markdown(figures, command, time.monotonic() - started)
-    print(text)
-    if arguments.write:
-        RESULTS.write_text(text)
-    print(orjson.dumps(figures.document()).decode(), flush=True)
+    publish(text, figures.document(), RESULTS if arguments.write else None)
     return 0
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ killed.
 from __future__ import annotations
 
 import argparse
-import signal
 import sys
 import time
 from collections import Counter, deque
@@ -20,21 +19,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
-from types import FrameType
 from typing import Any, Final
 
 import numpy as np
-import orjson
 
 from agents.kafka_admin import prefixed
-from agents.localstack import LocalStackError
 from agents.settings import Settings
 from agents.topic_reader import TopicReader
-from benchmarks.throughput.broker import Broker, CommittedOffsets, local_broker
+from benchmarks.throughput.broker import Broker, CommittedOffsets
+from benchmarks.throughput.command import on_a_broker, publish
 from benchmarks.throughput.pacer import Pace, counts_of, start_pacer
 from benchmarks.throughput.processes import OPENED, Measured, start_worker
 from benchmarks.throughput.report import machine
-from benchmarks.throughput.runners import settings_for_benchmarks
 from streams import topics
 from streams.state import from_bytes
 
@@ -345,26 +341,12 @@ def main(command_line: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(command_line)
     if arguments.minutes < 0.5 or arguments.rate < 1 or arguments.kills < 0 or arguments.users < 100:
         parser.error("at least half a minute, a rate of 1, no kills and 100 viewers")
-    signal.signal(signal.SIGTERM, _interrupt)
     command = "python -m benchmarks.soak " + " ".join(sys.argv[1:] if command_line is None else command_line)
     pace = Pace(arguments.rate, arguments.minutes * 60, arguments.users, arguments.seed, "soak")
-    try:
-        with local_broker(settings_for_benchmarks(), tell) as broker:
-            figures = Soak(broker, pace, arguments.kills, arguments.state_store).run()
-    except KeyboardInterrupt:
-        raise SystemExit("stopped") from None
-    except (LocalStackError, RuntimeError, TimeoutError) as error:
-        raise SystemExit(f"error: {error}") from error
+    figures = on_a_broker(lambda broker: Soak(broker, pace, arguments.kills, arguments.state_store).run(), tell)
     text = markdown(figures, command.strip())
-    print(text)
-    if arguments.write:
-        RESULTS.write_text(text)
-    print(orjson.dumps(figures.document()).decode(), flush=True)
+    publish(text, figures.document(), RESULTS if arguments.write else None)
     return 0
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

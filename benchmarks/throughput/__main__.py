@@ -12,21 +12,19 @@ A missed bar is reported, and the exit status is 0; it is 1 if a run failed.
 from __future__ import annotations
 
 import argparse
-import signal
 import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
-from types import FrameType
 from typing import Final
 
 import orjson
 
-from agents.localstack import LocalStackError
 from agents.settings import Settings
-from benchmarks.throughput.broker import local_broker
+from benchmarks.throughput.broker import Broker
+from benchmarks.throughput.command import on_a_broker, publish
 from benchmarks.throughput.event_log import Shape, cached_log
 from benchmarks.throughput.report import Results, document, markdown
 from benchmarks.throughput.runners import RUNNERS, Bench, FailedRunError, Run, Runner, Sizes, settings_for_benchmarks
@@ -42,31 +40,23 @@ def main(command_line: Sequence[str] | None = None) -> int:
     arguments = options.parse_args(command_line)
     if arguments.write and (arguments.only or arguments.quick or arguments.profile):
         options.error("--write needs all programs at full length: leave --only, --quick and --profile away")
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _interrupt)
     command = "python -m benchmarks.throughput " + " ".join(sys.argv[1:] if command_line is None else command_line)
     sizes = QUICK if arguments.quick else Sizes()
     repeats = 1 if arguments.quick or arguments.profile else arguments.repeats
     chosen = [runner for runner in RUNNERS if not arguments.only or runner.name in arguments.only]
     started = time.monotonic()
-    base = settings_for_benchmarks()
-    try:
-        with local_broker(base, tell) as broker:
-            worker = {"flush_seconds": arguments.flush_seconds, "state_store": arguments.state_store}
-            bench = Bench(broker, base.data_folder, sizes, arguments.seed, tell, worker)
-            profile = base.data_folder.absolute() / "benchmarks" / "profile.json" if arguments.profile else None
-            runs, failures = run_all(bench, chosen, repeats, profile)
-    except KeyboardInterrupt:
-        raise SystemExit("stopped") from None
-    except LocalStackError as error:
-        raise SystemExit(f"error: {error}") from error
-    logs = [described(sizes.shape(runner, arguments.seed), base.data_folder) for runner in chosen]
+    data_folder = settings_for_benchmarks().data_folder
+
+    def measure(broker: Broker) -> tuple[dict[str, list[Run]], dict[str, list[str]]]:
+        worker = {"flush_seconds": arguments.flush_seconds, "state_store": arguments.state_store}
+        bench = Bench(broker, data_folder, sizes, arguments.seed, tell, worker)
+        profile = data_folder.absolute() / "benchmarks" / "profile.json" if arguments.profile else None
+        return run_all(bench, chosen, repeats, profile)
+
+    runs, failures = on_a_broker(measure, tell)
+    logs = [described(sizes.shape(runner, arguments.seed), data_folder) for runner in chosen]
     results = Results(command.strip(), time.monotonic() - started, runs, failures, list(dict.fromkeys(logs)))
-    text = markdown(results)
-    print(text)
-    if arguments.write:
-        (HERE / "RESULTS.md").write_text(text)
-    print(orjson.dumps(document(results)).decode(), flush=True)
+    publish(markdown(results), document(results), HERE / "RESULTS.md" if arguments.write else None)
     return 1 if any(failures.values()) else 0
 
 
@@ -143,10 +133,6 @@ def parser() -> argparse.ArgumentParser:
 def tell(text: str) -> None:
     """Progress, on standard error."""
     print(text, file=sys.stderr, flush=True)
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":
