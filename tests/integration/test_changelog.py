@@ -353,6 +353,8 @@ class TestStaleOwner:
     async def test_its_end_leaves_no_reports_of_forgotten_errors(
         self, settings: Settings, caplog: pytest.LogCaptureFixture
     ) -> None:
+        gc.collect()  # what other tests left behind is not this one's
+        caplog.clear()
         async with opened(settings) as stale:
             await stale.flush(states(0, 3))
             async with opened(settings):
