@@ -314,6 +314,8 @@ _MEMORY = (
 )
 _BROKER = (broker_paused, broker_restarted, broker_killed)
 _DISK = (disk_deleted, disk_stale, disk_left_behind)
+KEEPING = ("disk-stale", "disk-left-behind", "owner-killed-beside-a-standby")
+"""Faults that show something only if the store that is there is gone on with."""
 
 _PERSONAS = (
     personas.persona_workers_killed,

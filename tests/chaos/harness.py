@@ -72,6 +72,14 @@ class Fleet:
         """Where the disk store of a place is."""
         return self._folder / f"state-{place}"
 
+    def state_folders(self) -> list[Path]:
+        """The folders of all places that ever had a worker with a disk store."""
+        return sorted(self._folder.glob("state-*"))
+
+    def lines(self, text: str) -> list[str]:
+        """Lines with this text in the logs of all workers."""
+        return [line for worker in self.workers.all for line in worker.text().splitlines() if text in line]
+
     def worker(self, place: int = 0) -> WorkerProcess:
         """The latest worker of a place."""
         return self._places[place]

@@ -136,7 +136,7 @@ async def disagreements(settings: Settings) -> list[str]:
     published = by_key(read(settings, topics.PERSONAS))
     store = await CassandraStore.connect(settings)
     try:
-        found = []
+        found = [f"{user}: published without a request" for user in sorted(published.keys() - newest.keys())]
         for user, request in sorted(newest.items()):
             history, latest = await store.history(user, HISTORY), await store.latest(user)
             why = disagreement(request, history, latest, published.get(user, []))

@@ -19,8 +19,8 @@ from agents.kafka_admin import create_topics
 from agents.localstack.ports import PARTS
 from agents.localstack.stack import LocalStack
 from agents.settings import Settings
-from tests.chaos import personas
-from tests.chaos.cases import Case
+from tests.chaos import personas, stores
+from tests.chaos.cases import KEEPING, Case
 from tests.chaos.events import generate
 from tests.chaos.harness import Fleet, Run
 from tests.chaos.reference import Differences
@@ -143,6 +143,10 @@ async def _run(case: Case, run: Run) -> dict[str, Any]:
         run.remarks.append(f"at SIGTERM workers ended with {statuses}")
     if not differences:  # what a stop wrote counts as well
         differences = await asyncio.to_thread(run.differences)
+    if case.store == "disk":
+        run.remarks += await asyncio.to_thread(stores.disagreements, run.settings, run.fleet.state_folders())
+    if case.fault in KEEPING and (lines := run.fleet.lines("is built anew")):
+        run.remarks.append(f"a store was to be used and was not: {lines[0]}")
     logs = await asyncio.to_thread(run.logs)
     events = sum(len(records) for each in logs for records in each.records.values())
     return {"differences": differences, "disagreements": disagreements, "events": events}
