@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
@@ -15,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from streams.packing import Pack
-from streams.state import STATE, WORD, WORDS, State, from_bytes, from_values, new_state, pack
+from streams.state import EMPTY_WORDS, STATE, WORD, WORDS, State, from_bytes, from_values, new_state, pack
 
 FIRST_ROWS: Final = 1024
 GROWTH: Final = 1.25
@@ -54,7 +55,7 @@ class StateTable:
         self._pack = pack
         # Pages of private memory are there once they are written to, and grow without a copy.
         self._memory = mmap.mmap(-1, FIRST_ROWS * STATE.itemsize, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        self.states: npt.NDArray[np.void] = np.frombuffer(self._memory, dtype=STATE)
+        self._map()
         self._rows: dict[bytes, int] = {}
         self._free: list[int] = []
         self._shrunk: dict[bytes, bytes] = {}
@@ -86,13 +87,21 @@ class StateTable:
         find = self._rows.get
         rows = [find(key, -1) for key in keys]
         if -1 in rows:
-            missing = [key for key, row in zip(keys, rows, strict=True) if row < 0]
-            for key in dict.fromkeys(missing):
-                value = self._shrunk.pop(key, None) or self._load(key)
-                row = self._place(key)  # first: while the table grows nothing may hold its states
-                self.states[row] = self._new if value is None else from_bytes(value)
+            self._bring(dict.fromkeys([key for key, row in zip(keys, rows, strict=True) if row < 0]))
             rows = [self._rows[key] for key in keys]
         return rows
+
+    def _bring(self, keys: Iterable[bytes]) -> None:
+        """Load viewers that are not in rows, or begin them anew."""
+        new = []
+        for key in keys:
+            value = self._shrunk.pop(key, None) or self._load(key)
+            row = self._place(key)  # first: while the table grows nothing may hold its states
+            if value is None:
+                new.append(row)
+            else:
+                self.states[row] = from_bytes(value)
+        self._words[new] = EMPTY_WORDS
 
     def state(self, key: bytes) -> State:
         """A viewer's state as a writable view, loaded or new if need be. Raises StateError as `rows` does."""
@@ -165,8 +174,7 @@ class StateTable:
     def _stored(self, rows: Sequence[int]) -> list[bytes]:
         values: list[bytes] = []
         for start in range(0, len(rows), AT_ONCE):
-            records = self.states[rows[start : start + AT_ONCE]]
-            values += self._pack(records.view(WORD).reshape(len(records), WORDS))
+            values += self._pack(self._words[rows[start : start + AT_ONCE]])
         return values
 
     def _place(self, key: bytes) -> int:
@@ -182,6 +190,14 @@ class StateTable:
 
     def _grow(self) -> None:
         size = int(len(self.states) * GROWTH) * STATE.itemsize
-        del self.states
+        del self.states, self._words
         self._memory.resize(size)
-        self.states = np.frombuffer(self._memory, dtype=STATE)
+        self._map()
+
+    def _map(self) -> None:
+        if hasattr(mmap, "MADV_HUGEPAGE"):
+            # Rows are visited in no order: with pages of 4 kB nearly each visit would miss the processor's page table.
+            with suppress(OSError):  # a kernel without large pages
+                self._memory.madvise(mmap.MADV_HUGEPAGE)
+        self.states: npt.NDArray[np.void] = np.frombuffer(self._memory, dtype=STATE)
+        self._words = self.states.view(WORD).reshape(len(self.states), WORDS)
