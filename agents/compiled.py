@@ -1,7 +1,7 @@
 """The functions that cost the most, compiled by numba: the same source as streams/, with the same bytes as a result.
 
-A hundred times faster over batches of events and whole histories. Compiling takes some seconds; the worker's kernel is
-kept on disk, under the hash of everything that it was made from.
+A hundred times faster over batches of events and whole histories. Compiling takes up to half a minute; the worker's
+kernel is kept on disk, under the hash of everything that it was made from.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from streams import choosing, counting, mixture, packing, prequential, requesting, state
+from streams import choosing, counting, mixture, packing, prequential, records, requesting, state, topics
 from streams.counting import EVENT, Log
 from streams.mixture import Constants, Model
 from streams.requesting import ASKED, Gates, Reason
@@ -35,8 +35,13 @@ def kernel() -> Any:  # noqa: ANN401
 
 
 def worker_kernel(folder: Path) -> Kernel:
-    """The worker's kernel, compiled or read from `folder`, where it is kept; ready to run at full speed."""
+    """The worker's kernel, compiled or read from `folder`, where it is kept; ready to run at full speed.
+
+    Raises OSError where the folder cannot be made.
+    """
     import numba
+
+    folder.mkdir(parents=True, exist_ok=True)
 
     started = time.perf_counter()
     # numba keeps a function under its own file's date alone; what it calls and the layout count as well.
@@ -71,22 +76,25 @@ _CATALOGUE: Final = choosing.Catalogue(
 def _fingerprint() -> str:
     import numba
 
-    sources = b"".join(
-        Path(str(module.__file__)).read_bytes() for module in (choosing, counting, mixture, packing, requesting, state)
-    )
+    modules = (choosing, counting, mixture, packing, records, requesting, state, topics)
+    files = [__file__, *(str(module.__file__) for module in modules)]
+    sources = b"".join(Path(file).read_bytes() for file in files)
     return sha256(sources + f"{numba.__version__} {STATE} {EVENT} {ASKED}".encode()).hexdigest()[:16]
 
 
 def compiled(*modules: ModuleType, kept: Sequence[str] = ()) -> Any:  # noqa: ANN401
     """A namespace in which every function of the modules is compiled and calls the compiled others.
 
-    kept: names of those whose machine code is kept on disk.
+    kept: names of those whose machine code is kept on disk. Raises ValueError for a name that two modules use for
+    different things: each would see the other's.
     """
     import numba
 
-    names: dict[str, Any] = {}
+    names: dict[str, Any] = {"__name__": modules[-1].__name__}  # by which kept code finds its way back
     for module in modules:
-        names.update(vars(module))
+        for name, value in vars(module).items():
+            if not name.startswith("__") and names.setdefault(name, value) is not value and names[name] != value:
+                raise ValueError(f"{module.__name__} has another {name} than the modules before it")
     for name, value in list(names.items()):
         if isinstance(value, FunctionType):
             function = FunctionType(value.__code__, names, name, value.__defaults__)

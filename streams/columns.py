@@ -35,7 +35,7 @@ from streams.decoding import (
     Rejected,
     RejectReason,
 )
-from streams.identifiers import event_text, framed, playback_text, text_digest, video_keys
+from streams.identifiers import event_text, framed, playback_text, text_digest, video_key, video_keys
 from streams.interests import play_weight, watch_weight
 from streams.records import UNASSIGNED, Action, Audience, Traffic, WatchEvent
 from streams.registry import Registry
@@ -175,29 +175,38 @@ class Reader:
     def _usual(self, records: Sequence[Record], keys: Sequence[bytes | None]) -> list[_Usual | None]:
         """The usual event in each record, None for one that needs a closer look."""
         values = [record.value for record in records]
-        events = self._together(values)
+        lines = self._lines(values)
+        events = None if lines is None else self._together(lines, len(values))
         if events is None:
             events = [self._alone(value) for value in values]
-        elif _fit_together(events, values, keys, records):
+        elif _is_plain(lines or b"") and _fit_together(events, keys, records):
             return events
         return [
             event if event is not None and _fits(event, record) else None
             for event, record in zip(events, records, strict=True)
         ]
 
-    def _together(self, values: Sequence[bytes | None]) -> list[_Usual | None] | None:
-        """The usual event in each value, parsed in one go; None if one holds something else."""
+    def _lines(self, values: Sequence[bytes | None]) -> bytes | None:
+        """The values one to a line, if they can be parsed in one go; None if not."""
         if not self._direct or None in values:
             return None
         lines = b"\n".join(cast(Sequence[bytes], values))
-        # With a line break of its own a value could pass for two.
-        if len(lines) > MAXIMUM_RECORD_BYTES or lines.count(b"\n") != len(values) - 1:
+        if len(lines) > MAXIMUM_RECORD_BYTES:
             return None
+        # The parser takes two objects in one line and an object over two lines. But where every value begins and ends
+        # with a brace and has no line break of its own, breaks are between objects: nothing in an object can be "}\n{".
+        breaks = len(values) - 1
+        if not lines.startswith(b"{") or not lines.endswith(b"}") or lines.count(b"}\n{") != breaks:
+            return None
+        return lines if lines.count(b"\n") == breaks else None
+
+    def _together(self, lines: bytes, count: int) -> list[_Usual | None] | None:
+        """The usual event in each line; None if one holds something else."""
         try:
             events = _DIRECT.decode_lines(lines)
         except (msgspec.MsgspecError, UnicodeDecodeError):
             return None
-        return cast(list[_Usual | None], events) if len(events) == len(values) else None
+        return cast(list[_Usual | None], events) if len(events) == count else None
 
     def _alone(self, value: bytes | None) -> _Usual | None:
         if value is None or len(value) > MAXIMUM_RECORD_BYTES:
@@ -269,7 +278,7 @@ class Reader:
 
 def key_of(text: str) -> int:
     """64 bits that stand for a text, never 0."""
-    return int.from_bytes(text_digest(text), "big") or 1
+    return video_key(text) or 1
 
 
 def rounded(weights: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
@@ -328,25 +337,19 @@ class _Alone(_Usual, forbid_unknown_fields=True, gc=False):
 _DIRECT: Final = msgspec.json.Decoder(_Alone)
 
 
-def _fit_together(
-    events: Sequence[_Usual | None],
-    values: Sequence[bytes | None],
-    keys: Sequence[bytes | None],
-    records: Sequence[Record],
-) -> bool:
-    """Whether `_fits` holds for each: asked of all at once, True only if it is so."""
-    usual, lines = cast(list[_Usual], events), b"".join(cast(Sequence[bytes], values))
-    return (
-        _is_plain(lines)
-        and [event.user_id.encode() for event in usual] == keys
-        and max([event.ts for event in usual]) <= min([record.timestamp for record in records]) + FUTURE_TOLERANCE_MS
-    )
+def _fit_together(events: Sequence[_Usual | None], keys: Sequence[bytes | None], records: Sequence[Record]) -> bool:
+    """Whether `_fits` holds for each event of plain values: asked of all at once."""
+    usual = cast(list[_Usual], events)
+    return [event.user_id.encode() for event in usual] == keys and max([event.ts for event in usual]) <= min(
+        [record.timestamp for record in records]
+    ) + FUTURE_TOLERANCE_MS
 
 
 def _fits(event: _Usual, record: Record) -> bool:
     """Whether a usual event goes with its record, and each of its texts is printable."""
     return (
-        event.user_id.encode() == record.key
+        event.user_id.isprintable()  # an operator's decoder can give what has no UTF-8
+        and event.user_id.encode() == record.key
         and event.ts <= record.timestamp + FUTURE_TOLERANCE_MS
         and (_is_plain(record.value or b"") or _is_printable(event))
     )

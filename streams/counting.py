@@ -95,7 +95,7 @@ def apply(
 
     It stops where there is no room for another request, or before an event that needs more than counting: one of
     outcome TOO_LATE, or of outcome AGED, whose viewer's state must be aged first. states: (rows,) STATE, changed in
-    place; events: (events,) EVENT, their outcomes are set; requests: its first elements are filled.
+    place; events: (events,) EVENT, their outcomes are set; requests: at least one, the first ones are filled.
     """
     made = 0
     for i in range(start, len(events)):

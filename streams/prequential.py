@@ -30,7 +30,7 @@ from streams.state import EMPTY, SLOTS
 
 Ints = npt.NDArray[np.int64]
 LONG_DECAY: Final = 2.0 ** (-1.0 / 80.0)
-"""Of the count that keeps a slot, per watch, as the long horizon of streams/interests.py decays."""
+"""Of the count that keeps a slot, per watch, as the long horizon of streams/counting.py decays."""
 
 
 class Rule(NamedTuple):

@@ -30,7 +30,7 @@ COLD_START: Final = RULES.index(Rule.COLD_START)
 DRIFT: Final = RULES.index(Rule.DRIFT)
 FOLLOW_UP: Final = RULES.index(Rule.FOLLOW_UP)
 MATURITY: Final = RULES.index(Rule.MATURITY)
-AGED: Final = RULES.index(Rule.AGE)
+BY_AGE: Final = RULES.index(Rule.AGE)
 
 NOTHING, FIRST, TEMPLATE, REGRET, AGE = range(5)
 """What `due` finds."""
@@ -132,7 +132,7 @@ def ask_due(
         reason = Reason(_named(state, now[2], now[3], gates), double(state["regret"]), gates.regret, False)
     elif found == AGE:
         days = (ts - int(state["request_ts"])) / DAY_MS
-        reason = Reason(AGED, days, gates.maximum_age / DAY_MS, False)
+        reason = Reason(BY_AGE, days, gates.maximum_age / DAY_MS, False)
     else:
         gate = gates.first if found == FIRST else gates.template
         reason = Reason(COLD_START, double(state["qualifying"]), double(gate), found == TEMPLATE)
@@ -142,7 +142,9 @@ def ask_due(
 def ask(
     states: npt.NDArray[np.void], reason: Reason, model: Model, gates: Gates, catalogue: Catalogue, requests: Requests
 ) -> None:
-    """Make a request of the only viewer in an array, whatever the rule says, as the first of `requests`."""
+    """Make a request of the only viewer in an array, whatever the rule says, as the first of `requests`, of which there
+    is at least one.
+    """
     _ask(states[0], survey(states[0], model), reason, gates, catalogue, requests[0])
 
 
@@ -202,7 +204,7 @@ def _name_moved(
             cluster = int(state["cluster"][slot])
             change = direction * (double(shares[slot]) - double(state["reference"][slot]))
             named = change > last or (change == last and cluster <= last_cluster)
-            if change < most or named or not _is_statable(state, cluster, catalogue):
+            if not change >= most or named or not _is_statable(state, cluster, catalogue):
                 continue
             if best == NONE or change > most or cluster < int(state["cluster"][best]):
                 best, most = slot, change

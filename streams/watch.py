@@ -415,7 +415,7 @@ class WatchHandler:
         state["flags"] = int(state["flags"]) & ~BOOTSTRAPPED
         self.table.mark([key])
         watches, gate = int(state["qualifying"]), self._configuration.policy.first_persona_after
-        if watches < gate:
+        if watches < max(gate, 1):
             return
         rule, user_id = Rule.MATURITY if state["student_sequence"] else Rule.COLD_START, key.decode()
         identity = request_id(self._configuration.positions_id, self.partition, offset, rule, user_id)

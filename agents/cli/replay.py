@@ -89,7 +89,10 @@ def replay(
         configuration, _ = load_configuration(settings, names, chosen)
     if len(records) >= COMPILE_FROM:
         click.echo("compiling the kernel, or reading it from where it is kept", err=True)
-        configuration = replace(configuration, kernel=worker_kernel(settings.data_folder / "kernel"))
+        try:
+            configuration = replace(configuration, kernel=worker_kernel(settings.data_folder / "kernel"))
+        except OSError as error:
+            click.echo(f"going on without, which takes many times as long: {error}", err=True)
     summary = asyncio.run(
         _run(settings, records, control_lines, configuration, chosen, student == "triton", bootstrap, out)
     )

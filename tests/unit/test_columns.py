@@ -164,6 +164,7 @@ def test_a_zero_hash_never_names_an_event() -> None:
     assert reader.events(columns, [0], [0], REGISTRY)["key"].tolist() == [1]
 
 
+EVENTS = [orjson.dumps({"user_id": "ann", "video_id": f"c{i}v{i}", "ts": START + i}) for i in range(4)]
 MIXED: list[bytes | None] = [
     None,
     b"",
@@ -173,6 +174,15 @@ MIXED: list[bytes | None] = [
     orjson.dumps(USUAL),
     orjson.dumps(USUAL) + b"\n" + orjson.dumps(USUAL | {"event_id": "e2"}),
     b"\n" + orjson.dumps(USUAL),
+    orjson.dumps(USUAL) + orjson.dumps(USUAL | {"event_id": "e2"}),
+    b" " + orjson.dumps(USUAL) + b" ",
+    b'{"user_id":"ann",',
+    b'"video_id":"c1v1","ts":1767225600000}',
+    b'{"user_id":"ann","video_id":"c1v1","ts":1767225600000,"tags":[{}',
+    b'{"user_id":"ann","video_id":"c1v1","ts":1767225600000,"title":"}',
+    b"{}",
+    b"}",
+    b"}{",
     orjson.dumps(USUAL, option=orjson.OPT_INDENT_2),
     *(orjson.dumps(USUAL | {"event_id": f"e{i}", "video_id": f"c{i}v{i}", "ts": START - i}) for i in range(3, 6)),
     *(
@@ -202,3 +212,26 @@ def test_groups_keep_the_order_of_the_log() -> None:
     assert [place for place, _ in columns.rejected] == [7, AT_ONCE, len(values) - 1]
     assert columns.places == sorted(set(range(len(values))) - {7, AT_ONCE, len(values) - 1})
     assert columns.ts == [START - place for place in columns.places]
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        [EVENTS[0] + EVENTS[1], EVENTS[2], EVENTS[3], b""],
+        [EVENTS[1] + EVENTS[2], b" "],
+        [b'{"user_id":"ann",', EVENTS[1][len(b'{"user_id":"ann",') :], EVENTS[2] + EVENTS[3]],
+    ],
+)
+def test_values_of_two_events_or_of_none_do_not_make_up_for_each_other(values: list[bytes]) -> None:
+    assert len(check(*values).rejected) >= len(values) // 2
+
+
+def test_an_operators_decoder_may_give_text_without_utf_8() -> None:
+    def parse(value: bytes) -> Any:
+        return USUAL | {"user_id": "\ud800"}
+
+    def decode_parsed(value: bytes | None, key: bytes | None, append_time: int) -> Decoded[WatchEvent] | Rejected:
+        return decode_event(value, key, append_time=append_time, decoder=parse)
+
+    columns = Reader(decode_parsed, parse).read([InputRecord(0, KEY, b"x", START)])
+    assert [rejected.reason for _, rejected in columns.rejected] == [RejectReason.UNPRINTABLE_ID]
