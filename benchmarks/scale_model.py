@@ -116,11 +116,18 @@ def _watch(sheet: Sheet, g: Mapping[str, float], peak: float) -> float:
         g["partitions"] / g["flush_seconds"] * g["transaction_ms"] / 1000,
         "cores",
     )
+    storing = sheet.add(
+        "storing",
+        "cores for disk stores and their standbys",
+        f"{shown(peak)} x {shown(g['records_per_event'])} x 2 x {shown(g['store_us_per_record'])} µs / 10^6",
+        peak * g["records_per_event"] * 2 * g["store_us_per_record"] / 1e6,
+        "cores",
+    )
     cores = sheet.add(
         "cores",
         "cores, with room",
-        f"({shown(counting)} + {shown(writing)}) / {shown(g['busy'])} busy",
-        (counting + writing) / g["busy"],
+        f"({shown(counting)} + {shown(writing)} + {shown(storing)}) / {shown(g['busy'])} busy",
+        (counting + writing + storing) / g["busy"],
         "cores",
     )
     memory = sheet.add(
@@ -133,8 +140,9 @@ def _watch(sheet: Sheet, g: Mapping[str, float], peak: float) -> float:
     by_memory = sheet.add(
         "processes_by_memory",
         "processes by memory",
-        f"{shown(memory)} TB x 1000 / {shown(g['process_memory_gb'])} GB, rounded up",
-        math.ceil(memory * 1000 / g["process_memory_gb"]),
+        f"{shown(memory)} TB x 1000 / ({shown(g['process_memory_gb'])} GB x {shown(g['busy'])} - "
+        f"{shown(g['process_base_gb'])} GB), rounded up",
+        math.ceil(memory * 1000 / (g["process_memory_gb"] * g["busy"] - g["process_base_gb"])),
         "",
     )
     by_cpu = sheet.add(
@@ -166,9 +174,9 @@ def _changelog(sheet: Sheet, g: Mapping[str, float], rate: float, peak: float) -
         )
     sheet.add(
         "changelog_tb",
-        "size, compacted, half of it dirty, all replicas",
-        f"{shown(g['users'])} x {shown(g['state_bytes'])} B x 2 x {shown(g['replicas'])} / 10^12",
-        g["users"] * g["state_bytes"] * 2 * g["replicas"] / 1e12,
+        "size before it is compacted, all replicas",
+        f"{shown(g['users'])} x {shown(g['state_bytes'])} B x {shown(g['dirty'])} x {shown(g['replicas'])} / 10^12",
+        g["users"] * g["state_bytes"] * g["dirty"] * g["replicas"] / 1e12,
         "TB",
     )
 
@@ -232,11 +240,25 @@ def _partitions(sheet: Sheet, g: Mapping[str, float], peak: float, processes: fl
         math.ceil(g["partitions"] / processes),
         "",
     )
+    sheet.add(
+        "fullest_gb",
+        "memory of the fullest process",
+        f"{shown(most)} x {shown(each)} x {shown(g['bytes_per_user'])} B / 10^9 + {shown(g['process_base_gb'])} GB",
+        most * each * g["bytes_per_user"] / 1e9 + g["process_base_gb"],
+        "GB",
+    )
+    one = sheet.add(
+        "partition_seconds",
+        "a partition is read back from the changelog, before it is compacted",
+        f"{shown(each)} x {shown(g['dirty'])} / 10^6 x {shown(g['cold_seconds'])} s",
+        each * g["dirty"] / 1e6 * g["cold_seconds"],
+        "s",
+    )
     cold = sheet.add(
         "cold_seconds",
-        "a process without its disk reads its state back",
-        f"{shown(most)} x {shown(each)} / 10^6 x {shown(g['cold_seconds'])} s",
-        most * each / 1e6 * g["cold_seconds"],
+        "a process without its disk reads its partitions back",
+        f"{shown(most)} x {shown(one)} s",
+        most * one,
         "s",
     )
     sheet.add(
@@ -248,17 +270,52 @@ def _partitions(sheet: Sheet, g: Mapping[str, float], peak: float, processes: fl
     )
     sheet.add(
         "killed_cold_seconds",
-        "the same without standby or disk",
+        "the same without standby or disk, spread over the other processes",
+        f"{shown(g['moving_seconds'])} s + {shown(one)} s",
+        g["moving_seconds"] + one,
+        "s",
+    )
+    sheet.add(
+        "replaced_seconds",
+        "the same where a new process takes them all",
         f"{shown(g['moving_seconds'])} s + {shown(cold)} s",
         g["moving_seconds"] + cold,
+        "s",
+    )
+    read = sheet.add(
+        "region_read_tb",
+        "read when every process starts cold",
+        f"{shown(g['users'])} x {shown(g['state_bytes'])} B x {shown(g['dirty'])} / 10^12",
+        g["users"] * g["state_bytes"] * g["dirty"] / 1e12,
+        "TB",
+    )
+    sheet.add(
+        "region_seconds",
+        "which takes the brokers, if they read as fast as they write",
+        f"{shown(read)} TB x 10^6 / ({shown(sheet.figures['brokers'])} x {shown(g['broker_mb'])} MB/s)",
+        read * 1e6 / (sheet.figures["brokers"] * g["broker_mb"]),
         "s",
     )
     sheet.add(
         "rolling_minutes",
         "rolling restart, one process after another",
-        f"{shown(processes)} x ({shown(g['moving_seconds'])} s + {shown(g['warm_seconds'])} s) / 60",
-        processes * (g["moving_seconds"] + g["warm_seconds"]) / 60,
+        f"{shown(processes)} x {shown(g['restart_seconds'])} s / 60",
+        processes * g["restart_seconds"] / 60,
         "min",
+    )
+    sheet.add(
+        "rolling_pause_minutes",
+        "of which the whole group stands still, twice a process",
+        f"{shown(processes)} x 2 x {shown(g['rebalance_seconds'])} s / 60",
+        processes * 2 * g["rebalance_seconds"] / 60,
+        "min",
+    )
+    sheet.add(
+        "repartition_hours",
+        "another partition count, with everything stopped",
+        f"{shown(g['users'])} / {shown(g['repartition_rate'])} / 60",
+        g["users"] / g["repartition_rate"] / 60,
+        "h",
     )
 
 
@@ -281,9 +338,16 @@ def _personas(sheet: Sheet, g: Mapping[str, float], rate: float) -> None:
     sheet.add(
         "students",
         "students on two CPU cores, if nothing else",
-        f"{shown(tokens)} / {shown(g['student_tokens'])}, rounded up",
-        math.ceil(tokens / g["student_tokens"]),
+        f"{shown(refreshes)} / ({shown(g['student_personas'])} x {shown(g['busy'])}), rounded up",
+        math.ceil(refreshes / (g["student_personas"] * g["busy"])),
         "",
+    )
+    sheet.add(
+        "aged",
+        "refreshes for age alone, at most",
+        f"{shown(g['users'])} / ({shown(g['maximum_age_days'])} x {shown(DAY_SECONDS)} s)",
+        g["users"] / (g["maximum_age_days"] * DAY_SECONDS),
+        "/s",
     )
     sheet.add(
         "budget",

@@ -54,6 +54,9 @@ def test_the_arithmetic() -> None:
             "bytes_per_user": 1000,
             "process_memory_gb": 16,
             "cold_seconds": 10,
+            "dirty": 2,
+            "store_us_per_record": 0,
+            "process_base_gb": 0,
             "records_per_event": 0.5,
             "state_bytes": 2000,
             "replicas": 3,
@@ -62,11 +65,16 @@ def test_the_arithmetic() -> None:
     assert small["rate"] == 1000
     assert small["peak_rate"] == 2000
     assert small["cores"] == pytest.approx(0.4)
-    assert small["processes"] == 1
+    assert small["processes"] == 2
     assert small["changelog_mean_mb"] == pytest.approx(1.0)
     assert small["users_per_partition"] == 135_000
+    assert small["partition_seconds"] == pytest.approx(2.7)
     assert small["cold_seconds"] == pytest.approx(86.4)
     assert small["refreshes"] == pytest.approx(GIVEN["refreshes"])
+
+
+def test_the_fullest_process_fits_into_its_memory() -> None:
+    assert model(GIVEN).figures["fullest_gb"] < GIVEN["process_memory_gb"]
 
 
 @pytest.mark.parametrize(
