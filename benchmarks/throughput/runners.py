@@ -169,14 +169,23 @@ class Bench:
         self._sizes = sizes
         self._seed = seed
         self._progress = progress
-        self._worker = worker
+        self.worker = worker
         self._runs = 0
         self._shared: dict[tuple[int, int], str] = {}
         self._clusters = broker.folder / "clusters.json"
         self._clusters.write_bytes(orjson.dumps(cluster_of_video()))
 
-    def run(self, runner: Runner, *, check: bool, profile: Path | None = None) -> Run:
-        """One run. check: also count what its state holds at the end. Raises FailedRunError."""
+    def run(
+        self,
+        runner: Runner,
+        *,
+        check: bool,
+        profile: Path | None = None,
+        after: Callable[[Settings], None] | None = None,
+    ) -> Run:
+        """One run. check: also count what its state holds at the end; after: what to do with what the product's worker
+        left, under its settings. Raises FailedRunError.
+        """
         self._runs += 1
         name = f"run{self._runs}-{runner.name}-"
         run = _Running(self._broker, runner, self._sizes.events(runner), name, self._progress)
@@ -192,11 +201,14 @@ class Bench:
                     run.group = prefixed(settings, topics.WATCH_APP)
                     self._produce(runner, run.topic)
                     states = self._broker.folder / "states" / name
-                    settings = replace(settings, state_folder=states, **self._worker, **runner.settings)
+                    settings = replace(settings, state_folder=states, **self.worker, **runner.settings)
                     process = start_worker(settings, run.log, profile=profile)
                 cleanup.callback(process.end)
                 begun = None if profile is None else lambda: process.process.send_signal(BEGIN)
-                return run.watched(process, check=check, begun=begun)
+                watched = run.watched(process, check=check, begun=begun)
+                if after is not None:
+                    after(settings)
+                return watched
         except (RuntimeError, TimeoutError) as error:
             kept = self._folder / f"failed-{runner.name}.log"
             if run.log.exists():

@@ -81,8 +81,9 @@ async def third_joins_and_leaves(run: Run) -> None:
     run.fleet.start(1)
     feeding = asyncio.create_task(run.feed(0.9, 35))
     await run.until_active()
-    run.fleet.start(2)
-    await asyncio.sleep(run.random.uniform(6, 12))
+    third = run.fleet.start(2)
+    await until(lambda: "Setting newly assigned partitions" in third.text(), run.fleet.workers, 120)
+    await asyncio.sleep(run.random.uniform(0, 6))
     if await run.fleet.stop(2) != 0:
         run.remarks.append("the third worker did not stop gracefully")
     run.fleet.start(2)
