@@ -4,6 +4,7 @@ python -m benchmarks.throughput                              # median of 3, unde
 python -m benchmarks.throughput --quick --only ours aiokafka # a first look: once, fewer events
 python -m benchmarks.throughput --write                      # also rewrites benchmarks/throughput/RESULTS.md
 python -m benchmarks.throughput --profile --only ours_1m     # once, and where the worker's CPU time goes
+python -m benchmarks.throughput --profile --only ours ours_1m --write   # the same into benchmarks/throughput/PROFILE.md
 python -m benchmarks.throughput --only ours --flush-seconds .2
 
 A missed bar is reported, and the exit status is 0; it is 1 if a run failed.
@@ -15,7 +16,7 @@ import argparse
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Final
@@ -32,14 +33,27 @@ from benchmarks.throughput.runners import RUNNERS, Bench, FailedRunError, Run, R
 HERE: Final = Path(__file__).parent
 REPEATS: Final = 3
 QUICK: Final = Sizes(small=300_000, large=500_000, first=40_000)
-SHOWN_FUNCTIONS: Final = 30
+SHOWN_FUNCTIONS: Final = 25
+PARTS: Final = (
+    ("records out of fetches", "consumer/fetcher.py:fetched_records"),
+    ("decoding and checking events", "streams/columns.py:read"),
+    ("their columns, videos looked up", "streams/columns.py:events"),
+    ("their viewers' rows", "streams/state_table.py:rows"),
+    ("the kernel, and words to its requests", "streams/watch.py:_run"),
+    ("of which words", "streams/watch.py:_request_at"),
+    ("requests acknowledged", "agents/output_writer.py:write"),
+    ("changed states written", "agents/watch_app.py:_flush"),
+    ("of which copied and packed", "streams/state_table.py:take_changed"),
+    ("Kafka's producers", "producer/sender.py:_sender_routine"),
+)
+"""What functions do, with all that they call."""
 
 
 def main(command_line: Sequence[str] | None = None) -> int:
     options = parser()
     arguments = options.parse_args(command_line)
-    if arguments.write and (arguments.only or arguments.quick or arguments.profile):
-        options.error("--write needs all programs at full length: leave --only, --quick and --profile away")
+    if arguments.write and not arguments.profile and (arguments.only or arguments.quick):
+        options.error("--write needs all programs at full length: leave --only and --quick away")
     command = "python -m benchmarks.throughput " + " ".join(sys.argv[1:] if command_line is None else command_line)
     sizes = QUICK if arguments.quick else Sizes()
     repeats = 1 if arguments.quick or arguments.profile else arguments.repeats
@@ -51,9 +65,15 @@ def main(command_line: Sequence[str] | None = None) -> int:
         worker = {"flush_seconds": arguments.flush_seconds, "state_store": arguments.state_store}
         bench = Bench(broker, data_folder, sizes, arguments.seed, tell, worker)
         profile = data_folder.absolute() / "benchmarks" / "profile.json" if arguments.profile else None
-        return run_all(bench, chosen, repeats, profile)
+        return run_all(bench, chosen, repeats, profile, profiles)
 
+    profiles: list[str] = []
     runs, failures = on_a_broker(measure, tell)
+    if arguments.profile:
+        text = "\n".join([f"# Where the time goes\n\n`{command.strip()}`. Written by that command.\n", *profiles])
+        figures = {name: round(run.rate.cpu_us, 2) for name, found in runs.items() for run in found}
+        publish(text, {"cpu_us_per_event": figures}, HERE / "PROFILE.md" if arguments.write else None)
+        return 1 if any(failures.values()) else 0
     logs = [described(sizes.shape(runner, arguments.seed), data_folder) for runner in chosen]
     results = Results(command.strip(), time.monotonic() - started, runs, failures, list(dict.fromkeys(logs)))
     publish(markdown(results), document(results), HERE / "RESULTS.md" if arguments.write else None)
@@ -61,9 +81,9 @@ def main(command_line: Sequence[str] | None = None) -> int:
 
 
 def run_all(
-    bench: Bench, chosen: Sequence[Runner], repeats: int, profile: Path | None
+    bench: Bench, chosen: Sequence[Runner], repeats: int, profile: Path | None, profiles: list[str]
 ) -> tuple[dict[str, list[Run]], dict[str, list[str]]]:
-    """Every runner `repeats` times, in turn; a failed run does not stop the others."""
+    """Every runner `repeats` times, in turn; a failed run does not stop the others. Profiles are added as markdown."""
     runs: dict[str, list[Run]] = {runner.name: [] for runner in chosen}
     failures: dict[str, list[str]] = {runner.name: [] for runner in chosen}
     for repeat in range(repeats):
@@ -78,18 +98,33 @@ def run_all(
             runs[runner.name].append(run)
             tell(f"{runner.name}: {run.rate.per_second:,.0f} events/s, {run.rate.cpu_us:.1f} µs CPU an event")
             if profiled is not None:
-                show_profile(runner.name, profiled)
+                profiles.append(described_profile(runner, run, orjson.loads(profiled.read_bytes())))
     return runs, failures
 
 
-def show_profile(name: str, path: Path) -> None:
-    """The functions with most samples, by themselves and with what they call."""
-    found = orjson.loads(path.read_bytes())
+def described_profile(runner: Runner, run: Run, found: Mapping[str, Mapping[str, int]]) -> str:
+    """Shares of the worker's CPU samples, by what is done and by function."""
     total = sum(found["self"].values()) or 1
-    for kind in ("self", "inclusive"):
-        print(f"\n{name}, CPU samples, {kind} ({total:,} samples)")
-        for function, count in islice(found[kind].items(), SHOWN_FUNCTIONS):
-            print(f"  {count / total:6.1%}  {function}")
+
+    def share(count: int) -> str:
+        return f"{count / total:.1%} | {count / total * run.rate.cpu_us:.2f}"
+
+    parts = "\n".join(f"| {what} | {share(found['inclusive'].get(function, 0))} |" for what, function in PARTS)
+    functions = "\n".join(
+        f"| `{function}` | {share(count)} |" for function, count in islice(found["self"].items(), SHOWN_FUNCTIONS)
+    )
+    return f"""## {runner.title}
+
+{run.rate.per_second:,.0f} events/s and {run.rate.cpu_us:.1f} µs of CPU an event while sampled; {total:,} samples.
+
+| part, with all that it calls | share | µs an event |
+| --- | --- | --- |
+{parts}
+
+| function, by itself and with the C code it calls | share | µs an event |
+| --- | --- | --- |
+{functions}
+"""
 
 
 def described(shape: Shape, data_folder: Path) -> str:
@@ -126,7 +161,7 @@ def parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--state-store", choices=("memory", "disk"), default=Settings().state_store)
     parser.add_argument("--profile", action="store_true", help="sample where the worker's CPU time goes; once")
-    parser.add_argument("--write", action="store_true", help="rewrite RESULTS.md")
+    parser.add_argument("--write", action="store_true", help="rewrite RESULTS.md, or PROFILE.md with --profile")
     return parser
 
 
