@@ -25,7 +25,7 @@ help:
 	@echo 'make test                 lint, types and every test, on real Kafka, Cassandra and Triton'
 	@echo 'make lint                 ruff and mypy alone'
 	@echo 'make bench-drift [SEED=1] the refresh rule beside others, on simulated viewers'
-	@echo 'make bench-throughput     events a second, beside Faust, quixstreams, bytewax and loops without state (25 minutes)'
+	@echo 'make bench-throughput     events a second, beside Faust, quixstreams, bytewax and loops without state (15 minutes)'
 	@echo 'make bench-recovery       a million viewers back from the changelog, and from a store on disk'
 	@echo 'make bench-latency        from a watch event to its refresh request'
 	@echo 'make chaos [SEED=1]       kills, pauses and refusals, compared with a plain count of the log (half an hour)'
