@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
@@ -195,9 +194,5 @@ class StateTable:
         self._map()
 
     def _map(self) -> None:
-        if hasattr(mmap, "MADV_HUGEPAGE"):
-            # Rows are visited in no order: with pages of 4 kB nearly each visit would miss the processor's page table.
-            with suppress(OSError):  # a kernel without large pages
-                self._memory.madvise(mmap.MADV_HUGEPAGE)
         self.states: npt.NDArray[np.void] = np.frombuffer(self._memory, dtype=STATE)
         self._words = self.states.view(WORD).reshape(len(self.states), WORDS)
