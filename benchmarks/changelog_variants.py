@@ -19,7 +19,7 @@ from agents.settings import Settings
 from benchmarks.throughput.broker import Broker
 from benchmarks.throughput.command import on_a_broker, publish
 from benchmarks.throughput.figures import middle
-from benchmarks.throughput.processes import ASSIGNED, OPENED, start_worker
+from benchmarks.throughput.processes import start_worker
 from benchmarks.throughput.report import machine
 from benchmarks.throughput.runners import RUNNERS, Bench, Run, Runner, Sizes, settings_for_benchmarks
 from streams.state import STATE
@@ -86,14 +86,13 @@ def measure(broker: Broker, repeats: int, seed: int) -> list[Variant]:
     for repeat in range(repeats):
         for runner in chosen:
             for seconds in SECONDS:
-                variant = found.get((runner.name, seconds), Variant(runner, seconds, (), ()))
+                variant = found.get((runner.name, seconds), Variant(flushing(runner, seconds), seconds, (), ()))
                 recovered: list[float] = []
-                bench.worker = {"flush_seconds": seconds}
 
                 def recover(settings: Settings, seconds: list[float] = recovered) -> None:
                     seconds.append(recovery(broker, settings))
 
-                run = bench.run(runner, check=repeat == 0, after=recover)
+                run = bench.run(variant.runner, check=repeat == 0, after=recover)
                 tell(f"{runner.name}, {seconds:g} s: {run.rate.per_second:,.0f} events/s, back in {recovered[0]:.2f} s")
                 found[runner.name, seconds] = replace(
                     variant, runs=(*variant.runs, run), recovered=(*variant.recovered, *recovered)
@@ -101,13 +100,17 @@ def measure(broker: Broker, repeats: int, seed: int) -> list[Variant]:
     return list(found.values())
 
 
+def flushing(runner: Runner, seconds: float) -> Runner:
+    """The same with another time between two writes."""
+    return replace(runner, settings={**runner.settings, "flush_seconds": seconds})
+
+
 def recovery(broker: Broker, settings: Settings) -> float:
     """Seconds from the assignment of partitions until a worker has them all back from the changelog."""
     log = broker.folder / "logs" / f"{settings.topic_prefix}recovery.log"
     worker = start_worker(settings, log)
     try:
-        assigned = worker.logged(ASSIGNED, 1, START_SECONDS)
-        return worker.logged(OPENED, settings.partitions, START_SECONDS) - assigned
+        return worker.recovery_seconds(settings.partitions, START_SECONDS, START_SECONDS)
     finally:
         worker.end()
 

@@ -31,7 +31,7 @@ from benchmarks.throughput.broker import Broker, CommittedOffsets, produce, wait
 from benchmarks.throughput.command import on_a_broker, publish
 from benchmarks.throughput.event_log import START_MS, cluster_of_video
 from benchmarks.throughput.figures import Bar
-from benchmarks.throughput.processes import ASSIGNED, OPENED, Measured, start, start_worker
+from benchmarks.throughput.processes import ASSIGNED, Measured, start, start_worker
 from benchmarks.throughput.report import machine
 from benchmarks.throughput.runners import PEERS
 from streams import topics
@@ -220,10 +220,9 @@ class Measurement:
         self._starts += 1
         worker = start_worker(settings, self._broker.folder / "logs" / f"worker-{self._starts}.log")
         try:
-            assigned = worker.logged(ASSIGNED, 1, START_SECONDS)
-            opened = worker.logged(OPENED, settings.partitions, RECOVERY_SECONDS)
+            seconds = worker.recovery_seconds(settings.partitions, START_SECONDS, RECOVERY_SECONDS)
             time.sleep(SETTLE_SECONDS)
-            recovery = Recovery(opened - assigned, worker.memory_bytes())
+            recovery = Recovery(seconds, worker.memory_bytes())
             if check:
                 self._check(worker)
         finally:

@@ -171,6 +171,12 @@ def is_avoided(state: Record, cluster: int) -> bool:
     return False
 
 
+def is_statable(state: Record, cluster: int, catalogue: Catalogue) -> bool:
+    """Whether a persona of this viewer may name the cluster."""
+    row = row_of(catalogue, cluster)
+    return row != NONE and bool(catalogue.statable[row]) and not is_avoided(state, cluster)
+
+
 def _is_disliked(state: Record, slot: int) -> bool:
     negative = double(state["negative"][slot])
     return negative >= DISLIKED and negative > double(state["long"][slot])
@@ -210,8 +216,7 @@ def _interests(state: Record, shares: Floats, catalogue: Catalogue) -> Whole:
 def _rank(state: Record, slot: int, share: float, catalogue: Catalogue) -> float:
     """Order in which slots are chosen, lowest first; infinite for one that may not be stated."""
     cluster = int(state["cluster"][slot])
-    row = row_of(catalogue, cluster)
-    if row == NONE or not catalogue.statable[row] or is_avoided(state, cluster):
+    if not is_statable(state, cluster, catalogue):
         return math.inf
     if is_pinned(state, cluster):
         return -math.inf

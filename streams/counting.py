@@ -13,14 +13,13 @@ Python and compiled over whole batches, with the same bytes as a result.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from streams.choosing import Catalogue
-from streams.mixture import LN2, Model, Record, accumulate, double, observe, seat, withdraw
+from streams.mixture import LN2, Model, Record, accumulate, double, observe, seat, whole, withdraw
 from streams.records import UNASSIGNED
 from streams.requesting import NOTHING, Gates, Requests, ask_due, due
 from streams.state import BOOTSTRAPPED, OPTED_OUT, RING, SLOTS, UNIT
@@ -39,9 +38,6 @@ LATE_AFTER_MS: Final = 5 * 60_000
 """An event this far behind its viewer's newest one is counted but says nothing to the detector."""
 TOO_LATE_MS: Final = 30 * DAY_MS
 LATEST_SECOND: Final = 2**32 - 1
-
-whole: Callable[[Any], int] = np.int64  # type: ignore[assignment]
-"""Widens a stored integer: compiled, `int` would leave it unsigned."""
 
 PLAYBACK: Final = 1
 """Flag of an event: a heartbeat, whose key names its playback."""

@@ -50,6 +50,8 @@ SESSION: Final = 2
 LN2: Final = math.log(2.0)
 double: Callable[[Any], float] = np.float64  # type: ignore[assignment]
 """Widens a stored single-precision number: compiled, `float` would leave it as it is."""
+whole: Callable[[Any], int] = np.int64  # type: ignore[assignment]
+"""Widens a stored integer: compiled, `int` would leave it unsigned."""
 OWN: Final = 0
 POPULATION: Final = 1
 LEAST_WEIGHT: Final = 1e-6

@@ -16,8 +16,8 @@ from typing import Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from streams.choosing import CHOICE, NONE, Catalogue, choose, is_avoided, row_of
-from streams.mixture import Floats, Model, Record, describe, double, survey
+from streams.choosing import CHOICE, NONE, Catalogue, choose, is_statable
+from streams.mixture import Floats, Model, Record, describe, double, survey, whole
 from streams.records import Rule
 from streams.state import BOOTSTRAPPED, SLOTS
 from streams.topics import DAY_MS
@@ -118,7 +118,7 @@ def due(state: Record, ts: int, gates: Gates) -> int:
         return NOTHING
     if state["regret"] > gates.regret:
         return REGRET
-    if 0 < gates.maximum_age <= ts - int(state["request_ts"]):
+    if 0 < gates.maximum_age <= ts - whole(state["request_ts"]):
         return AGE
     return NOTHING
 
@@ -131,7 +131,7 @@ def ask_due(
     if found == REGRET:
         reason = Reason(_named(state, now[2], now[3], gates), double(state["regret"]), gates.regret, False)
     elif found == AGE:
-        days = (ts - int(state["request_ts"])) / DAY_MS
+        days = (ts - whole(state["request_ts"])) / DAY_MS
         reason = Reason(BY_AGE, days, gates.maximum_age / DAY_MS, False)
     else:
         gate = gates.first if found == FIRST else gates.template
@@ -162,7 +162,7 @@ def _ask(
     request["value"] = reason.value
     request["threshold"] = reason.threshold
     request["epoch"] = state["epoch"]
-    request["sequence"] = int(state["sequence"]) + 1
+    request["sequence"] = whole(state["sequence"]) + 1
     request["events"] = state["events"]
     request["qualifying"] = state["qualifying"]
     request["since_request"] = state["since_request"]
@@ -178,7 +178,7 @@ def _ask(
     choose(state, shares, catalogue, request)
     describe(state, shares, rest)
     state["reference_n_eff"] = n_eff
-    state["flags"] = int(state["flags"]) & ~BOOTSTRAPPED
+    state["flags"] = whole(state["flags"]) & ~BOOTSTRAPPED
     state["sequence"] = request["sequence"]
     if state["student_sequence"] == 0 and not reason.template_only:
         state["student_sequence"] = request["sequence"]
@@ -204,7 +204,7 @@ def _name_moved(
             cluster = int(state["cluster"][slot])
             change = direction * (double(shares[slot]) - double(state["reference"][slot]))
             named = change > last or (change == last and cluster <= last_cluster)
-            if not change >= most or named or not _is_statable(state, cluster, catalogue):
+            if not change >= most or named or not is_statable(state, cluster, catalogue):
                 continue
             if best == NONE or change > most or cluster < int(state["cluster"][best]):
                 best, most = slot, change
@@ -215,11 +215,6 @@ def _name_moved(
         clusters[place] = last_cluster
         before[place] = state["reference"][best]
         now[place] = shares[best]
-
-
-def _is_statable(state: Record, cluster: int, catalogue: Catalogue) -> bool:
-    row = row_of(catalogue, cluster)
-    return row != NONE and bool(catalogue.statable[row]) and not is_avoided(state, cluster)
 
 
 def _named(state: Record, n_eff: float, divergence: float, gates: Gates) -> int:

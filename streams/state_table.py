@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from streams.packing import Pack
-from streams.state import EMPTY_WORDS, STATE, WORD, WORDS, State, from_bytes, from_values, new_state, pack
+from streams.state import EMPTY_WORDS, STATE, WORD, WORDS, State, from_bytes, from_values, pack
 
 FIRST_ROWS: Final = 1024
 GROWTH: Final = 1.25
@@ -59,7 +59,6 @@ class StateTable:
         self._free: list[int] = []
         self._shrunk: dict[bytes, bytes] = {}
         self._changed: dict[bytes, None] = {}
-        self._new = new_state()
 
     def __len__(self) -> int:
         """Viewers in memory."""
@@ -146,7 +145,7 @@ class StateTable:
         self._shrunk.pop(key, None)
         row = self._rows.pop(key, None)
         if row is not None:
-            self.states[row] = self._new
+            self._words[row] = EMPTY_WORDS
             self._free.append(row)
 
     def shrink(self, key: bytes) -> None:

@@ -240,7 +240,7 @@ class WatchHandler:
             at, requests = apply(
                 self.table.states, events, at, self._log, self._model, self._gates, self._catalogue, self._requests
             )
-            for made in self._chosen(requests):
+            for made in chosen(self._requests[:requests]):
                 key, record = columns.keys[made.place], records[columns.places[made.place]]
                 said.append((columns.places[made.place], self._request_at(batch, made, key.decode(), record)))
             if at == len(events) or (outcome := int(events["outcome"][at])) not in (counting.AGED, counting.TOO_LATE):
@@ -256,9 +256,6 @@ class WatchHandler:
             said.append((place, letter))
             at += 1
 
-    def _chosen(self, requests: int) -> list[Chosen]:
-        return chosen(self._requests[:requests]) if requests else []
-
     def _request_at(self, batch: Batch, chosen: Chosen, user_id: str, record: Record) -> Output:
         """The request that an event made due."""
         rule, topic_id = RULES[chosen.rule], self._configuration.topic_id
@@ -270,7 +267,7 @@ class WatchHandler:
         self._configuration.kernel.ask(
             state.reshape(1), reason, self._model, self._gates, self._catalogue, self._requests
         )
-        (made,) = self._chosen(1)
+        (made,) = chosen(self._requests[:1])
         return self._request(batch, made, user_id, identity)
 
     def _request(self, batch: Batch, chosen: Chosen, user_id: str, identity: str, trace: Headers = ()) -> Output:

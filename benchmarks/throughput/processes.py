@@ -71,6 +71,13 @@ class Measured:
             time.sleep(0.02)
         return time.monotonic()
 
+    def recovery_seconds(self, partitions: int, start: float, recovery: float) -> float:
+        """Seconds from the assignment of partitions until a watch worker has so many open. start, recovery: how long to
+        wait for the two, seconds. Raises as `logged` does.
+        """
+        assigned = self.logged(ASSIGNED, 1, start)
+        return self.logged(OPENED, partitions, recovery) - assigned
+
     def check(self) -> None:
         """Raises RuntimeError with the end of its log if it has ended."""
         if not self.running:

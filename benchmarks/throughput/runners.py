@@ -169,7 +169,7 @@ class Bench:
         self._sizes = sizes
         self._seed = seed
         self._progress = progress
-        self.worker = worker
+        self._worker = worker
         self._runs = 0
         self._shared: dict[tuple[int, int], str] = {}
         self._clusters = broker.folder / "clusters.json"
@@ -201,7 +201,7 @@ class Bench:
                     run.group = prefixed(settings, topics.WATCH_APP)
                     self._produce(runner, run.topic)
                     states = self._broker.folder / "states" / name
-                    settings = replace(settings, state_folder=states, **self.worker, **runner.settings)
+                    settings = replace(settings, state_folder=states, **self._worker, **runner.settings)
                     process = start_worker(settings, run.log, profile=profile)
                 cleanup.callback(process.end)
                 begun = None if profile is None else lambda: process.process.send_signal(BEGIN)
