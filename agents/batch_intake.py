@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, cast
 
@@ -453,6 +453,18 @@ class _BatchConsumer(Consumer):
         # assignment is read already. The thread has put back what was fetched too late.
         records, active = await super()._wait_next_records(timeout)
         return records if self.flow_active else None, active
+
+    async def getmany(self, timeout: float) -> AsyncIterator[tuple[TP, Any]]:
+        """Records of the other topics, one by one."""
+        async for tp, message in super().getmany(timeout):
+            if self._read_offset[tp] == 0 and message.offset > 1:
+                # Faust takes a 0 for nothing read, and would for ever wait for what follows it and is no record.
+                await self._add_gap(tp, 1, message.offset)
+            yield tp, message
+
+    async def _add_gap(self, tp: TP, offset_from: int, offset_to: int) -> None:
+        """Offsets that hold no record count as done. Faust includes `offset_to`, which is the next record itself."""
+        await super()._add_gap(tp, offset_from, offset_to - 1)
 
     def _filter_tps_with_pending_acks(self, topics: Any = None) -> Iterator[TP]:  # noqa: ANN401
         yield from super()._filter_tps_with_pending_acks(topics)

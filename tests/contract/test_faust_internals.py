@@ -17,7 +17,7 @@ from typing import Any, Final
 import aiokafka.consumer.consumer
 import faust
 import pytest
-from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 from aiokafka.consumer.fetcher import Fetcher, FetchResult
 from aiokafka.consumer.group_coordinator import GroupCoordinator
 from aiokafka.consumer.subscription_state import SubscriptionState
@@ -56,6 +56,8 @@ PARAMETERS: Final[Mapping[tuple[type, str], tuple[str, ...]]] = {
     (Consumer, "_new_consumer_thread"): ("self",),
     (ThreadDelegateConsumer, "_getmany"): ("self", "active_partitions", "timeout"),
     (BaseConsumer, "_wait_next_records"): ("self", "timeout"),
+    (BaseConsumer, "getmany"): ("self", "timeout"),
+    (BaseConsumer, "_add_gap"): ("self", "tp", "offset_from", "offset_to"),
     (BaseConsumer, "_filter_tps_with_pending_acks"): ("self", "topics"),
     (BaseConsumer, "_new_offset"): ("self", "tp"),
     (BaseConsumer, "wait_empty"): ("self",),
@@ -500,6 +502,52 @@ async def test_a_gap_between_batches_is_asked_of_the_log_and_a_step_back_crashes
     await hand(intake, [0, 1], 2)
     assert handed == [10, 11, 12, 13]
     assert "made anew or truncated" in str(crashed.pop())
+
+
+async def read_by_faust(app: Any, consumer: Any, offsets: Sequence[int], monkeypatch: Any) -> list[Any]:
+    """Messages of a topic with an agent, the way Faust's fetcher gets them."""
+    messages: list[Any] = []
+    fetcher = SimpleNamespace(_stopped=asyncio.Event())
+
+    async def fetched(*_: Any, **__: Any) -> Any:
+        fetcher._stopped.set()
+        records = [ConsumerRecord(OTHER, 0, offset, 0, 0, b"", b"", None, 0, 0, []) for offset in offsets]
+        return {CONTROLS_0: records}
+
+    async def callback(message: Any) -> None:
+        messages.append(message)
+
+    monkeypatch.setattr(app.topics, "acks_enabled_for", lambda topic: True)
+    monkeypatch.setattr(consumer, "_getmany", fetched)
+    monkeypatch.setattr(consumer, "callback", callback)
+    monkeypatch.setattr(consumer, "highwater", lambda tp: 0)
+    consumer._active_partitions = {CONTROLS_0}
+    consumer.flow_active = True
+    await consumer._drain_messages(fetcher)
+    return messages
+
+
+async def test_a_gap_behind_the_first_offset_of_all_does_not_stop_commits(
+    app: Any, consumer: Any, commits: list[dict[TP, int]], monkeypatch: Any
+) -> None:
+    messages = await read_by_faust(app, consumer, [0, 3, 4], monkeypatch)
+    for message in messages:
+        assert consumer.ack(message)
+        await consumer.commit()
+    assert commits == [{CONTROLS_0: 1}, {CONTROLS_0: 4}, {CONTROLS_0: 5}]
+
+
+async def test_what_follows_a_gap_is_committed_only_once_it_is_acknowledged(
+    app: Any, consumer: Any, commits: list[dict[TP, int]], monkeypatch: Any
+) -> None:
+    first, behind_gap, last = await read_by_faust(app, consumer, [10, 14, 15], monkeypatch)
+    for message in (first, last):
+        consumer.ack(message)
+        await consumer.commit()
+    assert commits == [{CONTROLS_0: 11}, {CONTROLS_0: 14}]
+    consumer.ack(behind_gap)
+    await consumer.commit()
+    assert commits[2:] == [{CONTROLS_0: 16}]
 
 
 # Rebalances
