@@ -233,9 +233,17 @@ class WatchApp:
             await asyncio.gather(*(self._flush(partition) for partition in list(self._owned)))
 
     async def _flush_regularly(self) -> None:
+        """Flush each partition once in `flush_seconds`, one after the other: events wait for a fraction of the work."""
         while not self.app.should_stop:
-            await self.app.sleep(self._settings.flush_seconds)
-            await self._flush_all()
+            partitions = sorted(self._owned)
+            for partition in partitions:
+                started = time.monotonic()
+                await self._refuse_another_log()
+                await self._flush(partition)
+                spent = time.monotonic() - started
+                await self.app.sleep(max(self._settings.flush_seconds / len(partitions) - spent, 0))
+            if not partitions:
+                await self.app.sleep(self._settings.flush_seconds)
 
     # Controls and positions
 

@@ -35,6 +35,8 @@ CLOSE_SECONDS: Final = 5.0
 """Limit for closing connections after the apps have stopped."""
 REPEAT_SECONDS: Final = 30.0
 REMEMBERED_MESSAGES: Final = 1000
+SWITCH_SECONDS: Final = 0.0005
+"""How long a thread may keep others from Python. At the default of 5 ms, fetching waits while events are handled."""
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +54,7 @@ async def run_worker(settings: Settings, role: Role, telemetry: Telemetry, *, pa
 
     Raises WorkerError for what only an operator can mend.
     """
+    sys.setswitchinterval(SWITCH_SECONDS)
     ending = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
