@@ -7,7 +7,7 @@ not hold is asked of `load`, a store on disk for example.
 from __future__ import annotations
 
 import mmap
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from streams.packing import Pack
-from streams.state import EMPTY_WORDS, STATE, WORD, WORDS, State, from_bytes, from_values, pack
+from streams.state import EMPTY_WORDS, STATE, WORD, WORDS, State, from_values, pack
 
 FIRST_ROWS: Final = 1024
 GROWTH: Final = 1.25
@@ -91,15 +91,18 @@ class StateTable:
 
     def _bring(self, keys: Iterable[bytes]) -> None:
         """Load viewers that are not in rows, or begin them anew."""
-        new = []
-        for key in keys:
-            value = self._shrunk.pop(key, None) or self._load(key)
-            row = self._place(key)  # first: while the table grows nothing may hold its states
-            if value is None:
-                new.append(row)
-            else:
-                self.states[row] = from_bytes(value)
+        stored = {key: self._shrunk.get(key) or self._load(key) for key in keys}
+        new = [self._place(key) for key, value in stored.items() if value is None]
         self._words[new] = EMPTY_WORDS
+        self._fill({key: value for key, value in stored.items() if value is not None})
+
+    def _fill(self, held: Mapping[bytes, bytes]) -> None:
+        """Unpack stored values into rows."""
+        keys, values = list(held), list(held.values())
+        for start in range(0, len(keys), AT_ONCE):
+            states = from_values(values[start : start + AT_ONCE])
+            rows = [self._place(key) for key in keys[start : start + AT_ONCE]]  # may replace the array
+            self.states[rows] = states
 
     def state(self, key: bytes) -> State:
         """A viewer's state as a writable view, loaded or new if need be. Raises StateError as `rows` does."""
@@ -125,11 +128,7 @@ class StateTable:
         newest = dict(zip(keys, values, strict=True))
         for key in [key for key, value in newest.items() if value is None]:
             self.forget(key)
-        held = {key: value for key, value in newest.items() if value is not None}
-        rows = [self._place(key) for key in held]
-        stored = list(held.values())
-        for start in range(0, len(rows), AT_ONCE):
-            self.states[rows[start : start + AT_ONCE]] = from_values(stored[start : start + AT_ONCE])
+        self._fill({key: value for key, value in newest.items() if value is not None})
 
     def mark(self, keys: Iterable[bytes]) -> None:
         """Mark viewers as changed."""
@@ -147,6 +146,13 @@ class StateTable:
         if row is not None:
             self._words[row] = EMPTY_WORDS
             self._free.append(row)
+
+    def shrunk(self) -> Iterator[tuple[bytes, bytes]]:
+        """Viewers who are held as their stored values; they may come and go meanwhile."""
+        for key in list(self._shrunk):
+            value = self._shrunk.get(key)
+            if value is not None:
+                yield key, value
 
     def shrink(self, key: bytes) -> None:
         """Hold a viewer who is not expected soon as their stored value: little, if they are a stub."""
