@@ -12,12 +12,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, cast
 
 import faust
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
+from aiokafka.errors import NoError, RebalanceInProgressError
+from aiokafka.protocol.group import HeartbeatRequest, SyncGroupRequest
 from faust.tables.manager import TableManager
 from faust.transport.drivers.aiokafka import AIOKafkaConsumerThread, Consumer, Transport
 from faust.types import TP
@@ -32,6 +36,8 @@ PREFETCH_SECONDS: Final = 0.01
 """How long aiokafka asks a broker for nothing while one partition's data waits. Its 0.1 s lets a slow one stop all."""
 FULL_SECONDS: Final = 0.02
 """How soon a partition whose handler was behind is fetched from again."""
+MEMBER_SECONDS: Final = 0.05
+"""How often it is looked whether the group answered, where it did not for a session."""
 
 logger = logging.getLogger(__name__)
 
@@ -163,6 +169,8 @@ class BatchIntake:
         self._waiting: dict[TP, _Fetched] = {}
         self._running: dict[TP, asyncio.Task[None]] = {}
         self._giving_up = False  # from when partitions are given up until others are assigned
+        self._gave_up = False  # the same, once nothing is waited for any more
+        self._member_at = -math.inf  # monotonic s, when what the group answered last was asked
         self._full: set[TP] = set()  # those with a batch waiting; the consumer thread adds, the event loop removes
 
     @property
@@ -172,7 +180,24 @@ class BatchIntake:
 
     def is_current(self, topic: str, partition: int, generation: int) -> bool:
         """Whether the partition is still assigned as it was under this generation. `topic`: its full name."""
-        return generation == self.generation and TP(topic, partition) in self._app.consumer.assignment()
+        if self._gave_up or generation != self.generation:
+            return False
+        return TP(topic, partition) in self._app.consumer.assignment()
+
+    async def is_member(self) -> bool:
+        """Whether the group counts on this worker, as far as it can know: waits until it does, or gives up partitions.
+
+        A worker that was frozen for longer than a session may find records that it can fetch, and that another owner
+        has put controls between meanwhile. What it fetched before this says yes lies before anything another owner did.
+        """
+        while not self._is_member():
+            if self._giving_up or self._app.should_stop:
+                return False
+            await asyncio.sleep(MEMBER_SECONDS)
+        return True
+
+    def _is_member(self) -> bool:
+        return time.monotonic() - self._member_at < self._app.conf.broker_session_timeout
 
     def acknowledge(self, topic: str, partition: int, next_offset: int, generation: int) -> None:
         """Make every offset before `next_offset` committable; Faust commits it at its next interval.
@@ -244,7 +269,7 @@ class BatchIntake:
         if progress is None or progress.generation != generation:
             progress = self._progress[tp] = _Progress(generation, self._start(fetched))
         records = await self._continued(fetched, progress.end)
-        if not self.is_current(tp.topic, tp.partition, generation):
+        if not await self.is_member() or not self.is_current(tp.topic, tp.partition, generation):
             return
         progress.end = max(fetched.end, progress.end or 0)
         if records:
@@ -327,6 +352,12 @@ def _assignment(consumer: Any) -> Any:  # noqa: ANN401
     return consumer._subscription.subscription.assignment
 
 
+def _shows_membership(request: Any, response: Any) -> bool:  # noqa: ANN401
+    if isinstance(request, HeartbeatRequest):  # a group that rebalances waits for its members
+        return response.error_code in (NoError.errno, RebalanceInProgressError.errno)
+    return isinstance(request, SyncGroupRequest) and response.error_code == NoError.errno
+
+
 class _FetchedMap(dict[TP, list[ConsumerRecord]]):
     """Records by partition, as Faust wants them, and the generation they were fetched under."""
 
@@ -351,7 +382,21 @@ class _BatchConsumerThread(AIOKafkaConsumerThread):
 
     async def on_start(self) -> None:
         await super().on_start()
-        self._ensure_consumer()._fetcher._prefetch_backoff = PREFETCH_SECONDS
+        consumer = self._ensure_consumer()
+        consumer._fetcher._prefetch_backoff = PREFETCH_SECONDS
+        consumer._coordinator._send_req = self._noting_membership(consumer._coordinator._send_req)
+
+    def _noting_membership(self, send: Callable[[Any], Awaitable[Any]]) -> Callable[[Any], Awaitable[Any]]:
+        """`send`, which asks the group's coordinator, and notes when it was asked what shows that it counts on us."""
+
+        async def noting(request: Any) -> Any:  # noqa: ANN401
+            asked = time.monotonic()
+            response = await send(request)
+            if _shows_membership(request, response):
+                self._intake._member_at = asked
+            return response
+
+        return noting
 
     async def on_partitions_assigned(self, assigned: set[TP], generation_id: int = 0) -> None:
         consumer, unread = self._ensure_consumer(), _only_assigned(self.app)
@@ -482,9 +527,12 @@ class _BatchConsumer(Consumer):
         self._intake._waiting.clear()
         if self.app.crashed:  # its consumer thread ends by itself, and a commit would be cancelled
             return
+        if not self._intake._is_member():
+            self._unacked_messages.clear()  # nobody handles them here any more
         await super().wait_empty()
         await self._intake._finish()
         await self._intake.commit()
+        self._intake._gave_up = True
 
     async def _wait_for_ack(self, timeout: float) -> None:
         if not self._intake._running:
@@ -498,7 +546,7 @@ class _BatchConsumer(Consumer):
         self._intake._forget(revoked)
 
     async def on_partitions_assigned(self, assigned: set[TP], generation_id: int = 0) -> None:
-        self._intake._giving_up = False
+        self._intake._giving_up = self._intake._gave_up = False
         await super().on_partitions_assigned(assigned, generation_id)
 
     def verify_event_path(self, now: float, tp: TP) -> None:

@@ -141,6 +141,13 @@ class PartitionChangelog:
             await self._read(consumer, apply)
         return self._bounds.end
 
+    async def confirm(self) -> None:
+        """Show that nobody has taken the partition over since `open`: what was read since then is this owner's to use.
+
+        Raises StaleOwnerError, and ChangelogError as `flush` does.
+        """
+        self._advance(await self._barrier() - 1, 1)
+
     async def flush(self, changes: Changes) -> int:
         """Write changed states, all or none of each transaction; returns the offset up to which the log is complete.
 

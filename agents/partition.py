@@ -82,6 +82,10 @@ class PartitionStates:
         _give_back_memory()
         self._store.write([], [], end, highest_marker(self.table.states, self._topic_id, self._place.partition))
 
+    async def confirm(self) -> None:
+        """Show that nobody has opened the partition since `open`. Raises StaleOwnerError, ChangelogError."""
+        await self._changelog.confirm()
+
     @property
     def highest_watch_offset(self) -> int:
         """Highest offset of the watch partition that is in a state; -1: none."""

@@ -23,8 +23,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from agents.batch_intake import BatchIntake, assign_changelog, standbys, with_batch_intake
+from agents.changelog import StaleOwnerError
 from agents.dead_letter_fuse import DeadLetterFuse
-from agents.faust_apps import batches, create_app, input_record, is_current, raw_topic
+from agents.faust_apps import batches, create_app, input_record, raw_topic
 from agents.kafka_admin import KafkaRefused, KafkaUnavailable, TopicIds
 from agents.kafka_log import KafkaLog
 from agents.liveness import Progress, measure
@@ -49,6 +50,7 @@ from streams.decoding import Rejected, decode_control
 from streams.positions import Position, PositionKind, Recorded, decode_position, encode_position
 from streams.records import encode
 from streams.registry import Registry
+from streams.state_table import Changes
 from streams.topics import DAY_MS
 from streams.watch import Batch, InputRecord, Output, WatchConfiguration, WatchHandler, highest_marker_among
 
@@ -165,26 +167,37 @@ class WatchApp:
 
     async def _handle_events(self, partition: int, events: Sequence[Any]) -> None:
         async with self._locks[partition]:
-            current = [event for event in events if is_current(self.app, event.message)]
+            if not await self._intake.is_member():
+                return
+            current = [event for event in events if self._is_current(event.message)]
             if not current:
                 return
-            await self._handle(partition, [input_record(event.message) for event in current])
-            self._owned[partition].waiting.extend(current)
+            owned = await self._handle(partition, [input_record(event.message) for event in current])
+            if owned is not None:
+                owned.waiting.extend(current)
 
     async def _controls(self, stream: Any) -> None:  # noqa: ANN401
         async for event in stream.noack().events():
             message = event.message
             async with self._locks[message.partition]:
-                if is_current(self.app, message):
-                    await self._place(message.partition, input_record(message))
+                if self._is_current(message) and await self._place(message.partition, input_record(message)):
                     event.ack()
+
+    def _is_current(self, message: Any) -> bool:  # noqa: ANN401
+        return self._intake.is_current(message.topic, message.partition, message.generation_id)
 
     # Outputs, then states, then offsets
 
-    async def _handle(self, partition: int, records: Sequence[Record]) -> None:
-        """Apply records and make what they put out durable. Call it with the partition's lock."""
+    async def _handle(self, partition: int, records: Sequence[Record]) -> _Owned | None:
+        """Apply records and make what they put out durable. Call it with the partition's lock.
+
+        None where the partition was given up meanwhile: its next owner does it.
+        """
         owned = await self._open(partition)
-        await self._apply(owned, lambda: owned.handler.handle(records), records[0].offset)
+        if owned is not None:
+            handle = owned.handler.handle
+            await self._apply(owned, lambda: handle(records), records[0].offset)
+        return owned
 
     async def _apply(self, owned: _Owned, work: Callable[[], Batch], offset: int) -> None:
         """Do what changes states, from this offset on, and await its outputs."""
@@ -215,17 +228,20 @@ class WatchApp:
                 if self._owned.get(partition) is not owned:  # a batch failed meanwhile, or the partition moved
                     return
                 changes, covered = owned.states.table.take_changed(), owned.next_offset
-            if not changes and covered == owned.flushed:
-                return
-            started = time.perf_counter()
-            if changes:
-                await owned.states.write(changes, covered)
-            self._progress.applied(partition, covered - owned.flushed or len(changes))
-            owned.flushed = covered
-            self._intake.acknowledge(self._watch_topic, partition, covered, owned.generation)
+            if changes or covered != owned.flushed:
+                await self._write(owned, changes, covered)
             while owned.waiting and owned.waiting[0].message.offset < covered:
                 owned.waiting.popleft().ack()
-            self._telemetry.observe(FLUSH_SECONDS, time.perf_counter() - started, "batch")
+
+    async def _write(self, owned: _Owned, changes: Changes, covered: int) -> None:
+        """Make states durable that hold everything before the offset `covered`."""
+        partition, started = owned.handler.partition, time.perf_counter()
+        if changes:
+            await owned.states.write(changes, covered)
+        self._progress.applied(partition, covered - owned.flushed or len(changes))
+        owned.flushed = covered
+        self._intake.acknowledge(self._watch_topic, partition, covered, owned.generation)
+        self._telemetry.observe(FLUSH_SECONDS, time.perf_counter() - started, "batch")
 
     async def _flush_all(self) -> None:
         if self._owned:
@@ -247,11 +263,16 @@ class WatchApp:
 
     # Controls and positions
 
-    async def _place(self, partition: int, record: InputRecord) -> None:
-        """Give a control its position: recorded durably, then scheduled, then applied where it is due."""
+    async def _place(self, partition: int, record: InputRecord) -> bool:
+        """Give a control its position: recorded durably, then scheduled, then applied where it is due.
+
+        False where the partition was given up meanwhile.
+        """
         owned = await self._open(partition)
+        if owned is None:
+            return False
         if owned.handler.schedule.recorded(self._controls_id, record.offset):
-            return
+            return True
         end = await self._log.end(topics.WATCH_EVENTS, partition)
         if topics.BOOTSTRAP_END_HEADER in record.headers:
             item = Position(
@@ -261,7 +282,7 @@ class WatchApp:
             decoded = decode_control(record.value, record.key, append_time=record.timestamp)
             if isinstance(decoded, Rejected):
                 await self._reject_control(partition, record, decoded)
-                return
+                return True
             control = decoded.record
             item = Position(
                 PositionKind.CONTROL, end, self._controls_id, record.offset, control, watch_topic=self._watch_id
@@ -269,6 +290,7 @@ class WatchApp:
         await self._record(owned.handler, owned.states, item)
         self._telemetry.count(CONTROLS, 1, str(item.control.kind if item.control else item.kind))
         await self._apply_due(owned)
+        return True
 
     async def _record(self, handler: WatchHandler, states: PartitionStates, item: Position) -> None:
         offset = await states.record(self._settings.topic_prefix + topics.WATCH_POSITIONS, encode_position(item))
@@ -302,8 +324,9 @@ class WatchApp:
         async with self._locks[partition]:
             if partition in (self._assigned or ()):
                 owned = await self._open(partition)
-                await self._skip_gap(owned)
-                await self._apply_due(owned)
+                if owned is not None:
+                    await self._skip_gap(owned)
+                    await self._apply_due(owned)
 
     async def _skip_gap(self, owned: _Owned) -> None:
         """Pass over offsets before a waiting position at which the log holds nothing."""
@@ -315,8 +338,11 @@ class WatchApp:
 
     # Partitions
 
-    async def _open(self, partition: int) -> _Owned:
-        """The partition; on first use after an assignment its states are recovered and its positions read."""
+    async def _open(self, partition: int) -> _Owned | None:
+        """The partition; on first use after an assignment its states are recovered and its positions read.
+
+        None where it was given up meanwhile.
+        """
         owned = self._owned.get(partition)
         if owned is not None:
             return owned
@@ -330,9 +356,19 @@ class WatchApp:
             )
             async with asyncio.timeout(POSITIONS_SECONDS):
                 owned = await self._with_positions(partition, states, generation)
+            # What was read is of the states that were recovered only if no other owner did anything in between.
+            await states.confirm()
+        except StaleOwnerError:
+            await states.close()
+            if await self._intake.is_member() and self._intake.is_current(self._watch_topic, partition, generation):
+                raise
+            return None
         except BaseException:
             await states.close()
             raise
+        if not self._intake.is_current(self._watch_topic, partition, generation):
+            self._keep(partition, await states.close())
+            return None
         self._owned[partition] = owned
         logger.info(
             "watch partition %d opened at offset %d, %d viewers in memory",
@@ -482,9 +518,12 @@ class WatchApp:
         self._progress.assigned(())
         for partition, owned in list(self._owned.items()):
             async with owned.flushing, self._locks[partition]:
-                kept = await owned.states.close() if self._owned.pop(partition, None) is owned else None
-            if kept is not None:
-                self._kept[partition] = kept
+                if self._owned.pop(partition, None) is owned:
+                    self._keep(partition, await owned.states.close())
+
+    def _keep(self, partition: int, kept: Kept | None) -> None:
+        if kept is not None and (self._assigned is None or partition in self._assigned):
+            self._kept[partition] = kept
 
     # Watching over it all
 
@@ -509,17 +548,21 @@ class WatchApp:
         while not self.app.should_stop:
             await self.app.sleep(SWEEP_SECONDS)
             for partition in sorted(self._owned):
-                if partition in self._owned:
+                if not self.app.should_stop:
                     await self._free_aged_of(partition)
 
     async def _free_aged_of(self, partition: int) -> None:
-        owned = self._owned[partition]
+        owned = self._owned.get(partition)
+        if owned is None:
+            return
         # Committed, not flushed: what may be read again must find the markers that skip it.
         settled = await self._log.committed(self.app.conf.id, topics.WATCH_EVENTS, partition)
+        if self._owned.get(partition) is not owned:
+            return
         clock = owned.states.newest_event()
         await owned.states.find_aged(clock, settled)
         async with self._locks[partition]:
-            if self._owned.get(partition) is owned:
+            if self._owned.get(partition) is owned and await self._intake.is_member():
                 told = owned.states.free_aged(clock, settled)
                 await self._apply(owned, lambda: Batch(outputs=told, next_offset=owned.next_offset), owned.next_offset)
 

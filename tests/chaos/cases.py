@@ -13,13 +13,15 @@ from confluent_kafka.admin import ResourceType  # type: ignore[attr-defined]  # 
 
 from streams import topics
 from tests.chaos import personas
-from tests.chaos.events import bootstrap_ends
+from tests.chaos.events import bootstrap_ends, pins
 from tests.chaos.harness import SESSION_SECONDS, Run, alter
 from tests.workers import read, until
 
 Script = Callable[[Run], Awaitable[None]]
 REFUSING = "120"
 """max.message.bytes below any record batch of ours, above a transaction marker."""
+TAKING_OVER = "for transactional id"
+"""In a worker's log when it fences the last owner of its first partition."""
 
 
 @dataclass(frozen=True)
@@ -109,6 +111,26 @@ async def frozen_past_the_session(run: Run) -> None:
     await run.fleet.stop_all()
     run.fleet.start(2)
     await run.feed(0.3, 3)
+
+
+async def frozen_while_opening(run: Run) -> None:
+    """A worker freezes when it has just taken its partitions over, another owns them for a while, and it wakes up."""
+    run.fleet.start(0)
+    feeding = asyncio.create_task(run.feed(0.3, 4))
+    await run.until_active()
+    await feeding
+    await run.fleet.stop(0)
+    worker = run.fleet.start(1)
+    feeding = asyncio.create_task(run.feed(0.6, 10))
+    await until(lambda: TAKING_OVER in worker.text(), run.fleet.workers, 120, 0.01)
+    await asyncio.sleep(run.random.uniform(0, 0.2))
+    run.fleet.signal(signal.SIGSTOP, 1)
+    run.fleet.start(0)
+    await feeding
+    await run.drain()
+    await run.send(pins(run.messages))  # due at the very offset that the sleeper will find committed
+    await asyncio.sleep(3)
+    run.fleet.signal(signal.SIGCONT, 1)
 
 
 async def compact(run: Run) -> None:
@@ -306,6 +328,7 @@ _EVERYWHERE = (
     frozen_past_the_session,
 )
 _MEMORY = (
+    frozen_while_opening,
     third_joins_and_leaves,
     changelog_refuses,
     requests_refused,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
 from random import Random
@@ -72,6 +72,19 @@ def bootstrap_ends(partitions: int) -> Iterator[Message]:
     """The marker of a loaded history, on every partition of the controls."""
     for partition in range(partitions):
         yield Message(topics.USER_CONTROLS, None, MARKER_VALUE, (topics.BOOTSTRAP_END_HEADER,), partition)
+
+
+def pins(messages: Sequence[Message]) -> list[Message]:
+    """Every viewer of these pins a cluster, which makes a new persona due."""
+    keys = {message.key for message in messages if message.topic == topics.WATCH_EVENTS and message.key is not None}
+    return [
+        Message(
+            topics.USER_CONTROLS,
+            key,
+            orjson.dumps({"user_id": key.decode(), "control_id": "last", "kind": "pin", "ts": START, "cluster_id": 2}),
+        )
+        for key in sorted(keys)
+    ]
 
 
 def closing(partitions: int, number: int) -> list[Message]:

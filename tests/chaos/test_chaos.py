@@ -26,6 +26,7 @@ NAMES = (
     "killed-at-random-moments/batch/memory",
     "one-of-two-killed/agent/disk",
     "frozen-past-the-session/batch/disk",
+    "frozen-while-opening/agent/memory",
     "third-joins-and-leaves/batch/memory",
     "changelog-refuses/batch/memory",
     "requests-refused/agent/memory",

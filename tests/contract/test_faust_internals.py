@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import math
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from importlib.metadata import version
@@ -19,8 +21,10 @@ import faust
 import pytest
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 from aiokafka.consumer.fetcher import Fetcher, FetchResult
-from aiokafka.consumer.group_coordinator import GroupCoordinator
+from aiokafka.consumer.group_coordinator import CoordinatorGroupRebalance, GroupCoordinator
 from aiokafka.consumer.subscription_state import SubscriptionState
+from aiokafka.errors import IllegalGenerationError, NoError, RebalanceInProgressError, UnknownMemberIdError
+from aiokafka.protocol.group import HeartbeatRequest, SyncGroupRequest
 from faust.app.base import App
 from faust.assignor.partition_assignor import PartitionAssignor
 from faust.tables.manager import TableManager
@@ -33,7 +37,14 @@ from faust.types import TP
 from mode.services import Service
 from mode.threads import QueueServiceThread
 
-from agents.batch_intake import AssignedChangelogs, BatchIntake, assign_changelog, standbys, with_batch_intake
+from agents.batch_intake import (
+    MEMBER_SECONDS,
+    AssignedChangelogs,
+    BatchIntake,
+    assign_changelog,
+    standbys,
+    with_batch_intake,
+)
 from agents.settings import Settings
 
 RECORD: Final = Path(__file__).parents[2] / "docs" / "decisions" / "0010-whole-batches.md"
@@ -74,6 +85,7 @@ PARAMETERS: Final[Mapping[tuple[type, str], tuple[str, ...]]] = {
     (Conductor, "add"): ("self", "topic"),
     (PartitionAssignor, "assigned_standbys"): ("self",),
     (Service, "crash"): ("self", "reason"),
+    (GroupCoordinator, "_send_req"): ("self", "request"),
     (AIOKafkaConsumer, "seek"): ("self", "partition", "offset"),
     (AIOKafkaConsumer, "seek_to_committed"): ("self", "partitions"),
     (AIOKafkaConsumer, "committed"): ("self", "partition"),
@@ -127,6 +139,7 @@ async def intake(app: Any) -> BatchIntake:
     made = with_batch_intake(app, Settings(), {TOPIC: ignore})
     assign_changelog(app, CHANGELOG)
     app.consumer_generation_id = NOW_GENERATION
+    made._member_at = math.inf
     return made
 
 
@@ -592,6 +605,89 @@ async def test_partitions_are_given_up_after_handlers_flush_and_commit(
     await consumer.on_partitions_assigned({WATCH_0}, NOW_GENERATION)
     await hand(intake, [12, 13], 14)
     assert order.count("handler") == 2
+
+
+async def test_records_wait_until_the_group_answers_where_it_did_not_for_a_session(
+    app: Any, intake: BatchIntake, consumer: Any
+) -> None:
+    """As of a worker that was frozen: another may own the partition, and have put controls between these records."""
+    handed: list[int] = []
+
+    async def handler(partition: int, records: Sequence[Any]) -> None:
+        handed.extend(record.offset for record in records)
+
+    intake._handlers[TOPIC] = handler
+    consumer.flow_active = True
+    intake._member_at = time.monotonic() - app.conf.broker_session_timeout - 1
+    handling = hand(intake, [10], 11)
+    assert handling is not None
+    await asyncio.sleep(3 * MEMBER_SECONDS)
+    assert handed == []
+    intake._member_at = time.monotonic()
+    await handling
+    assert handed == [10]
+
+
+async def test_records_of_a_session_that_ended_are_left_to_the_next_owner(
+    app: Any, intake: BatchIntake, consumer: Any, commits: list[dict[TP, int]]
+) -> None:
+    handed: list[int] = []
+
+    async def handler(partition: int, records: Sequence[Any]) -> None:
+        handed.extend(record.offset for record in records)
+
+    class Message:
+        acked = False
+
+    intake._handlers[TOPIC] = handler
+    consumer.flow_active = True
+    message = Message()
+    consumer._unacked_messages.add(message)
+    intake._member_at = time.monotonic() - app.conf.broker_session_timeout - 1
+    hand(intake, [10], 11)
+    await asyncio.wait_for(consumer.wait_empty(), 0.9)
+    assert handed == []
+    assert commits == []
+    assert not intake.is_current(*WATCH_0, NOW_GENERATION), "until partitions are assigned again"
+
+
+HEARTBEAT, SYNC, JOIN = HeartbeatRequest("g", 1, "m"), SyncGroupRequest("g", 1, "m", None, []), object()
+
+
+@pytest.mark.parametrize(
+    ("request_", "error", "noted"),
+    [
+        (HEARTBEAT, NoError, True),
+        (HEARTBEAT, RebalanceInProgressError, True),
+        (HEARTBEAT, UnknownMemberIdError, False),
+        (HEARTBEAT, IllegalGenerationError, False),
+        (SYNC, NoError, True),
+        (SYNC, RebalanceInProgressError, False),
+        (JOIN, NoError, False),
+    ],
+)
+async def test_the_groups_answers_are_seen_where_they_pass(
+    intake: BatchIntake, consumer: Any, monkeypatch: Any, request_: Any, error: Any, noted: bool
+) -> None:
+    async def answer(request: Any) -> Any:
+        assert request is request_
+        await asyncio.sleep(0.02)
+        return SimpleNamespace(error_code=error.errno)
+
+    async def start(self: Any) -> None:
+        self._consumer = SimpleNamespace(
+            _fetcher=SimpleNamespace(), _coordinator=SimpleNamespace(_send_req=answer), _client=None
+        )
+
+    monkeypatch.setattr(AIOKafkaConsumerThread, "on_start", start)
+    monkeypatch.setattr(AIOKafkaConsumerThread, "_ensure_consumer", lambda self: self._consumer)
+    await consumer._thread.on_start()
+    intake._member_at, before = -math.inf, time.monotonic()
+    await consumer._thread._consumer._coordinator._send_req(request_)
+    assert (intake._member_at >= before) == noted
+    assert intake._member_at <= time.monotonic() - 0.02, "the group may have waited since it was asked"
+    assert "self._send_req(request)" in inspect.getsource(GroupCoordinator._do_heartbeat)
+    assert "self._coordinator._send_req(" in inspect.getsource(CoordinatorGroupRebalance)
 
 
 async def test_streams_are_flushed_while_their_events_wait_for_it(

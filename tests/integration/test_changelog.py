@@ -312,6 +312,19 @@ class TestStaleOwner:
                     await stale.flush(states(0, 3, b"stale "))
         assert await committed(settings) == table(states(0, 3), states(1, 2, b"new "))
 
+    async def test_it_cannot_confirm_that_it_owns_the_partition(self, settings: Settings) -> None:
+        """As of a worker that was frozen between recovering states and reading what goes with them."""
+        async with opened(settings) as stale:
+            await contents(stale)
+            await stale.confirm()
+            async with opened(settings) as owner:
+                await owner.flush(states(0, 3))
+                with pytest.raises(StaleOwnerError):
+                    await stale.confirm()
+                await owner.confirm()
+                await owner.flush(states(3, 5))
+        assert await committed(settings) == table(states(0, 5))
+
     async def test_not_even_what_it_had_begun(self, settings: Settings) -> None:
         """As of a worker that was stopped between its records and their commit."""
         async with opened(settings) as stale:
