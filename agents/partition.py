@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -18,11 +19,17 @@ from streams import topics
 from streams.ageing import prune, sweep
 from streams.state import from_values
 from streams.state_table import Changes, StateTable
-from streams.watch import Output, WatchConfiguration, highest_marker, highest_marker_among
+from streams.watch import Output, WatchConfiguration, highest_marker_among
 
 EXAMINED: Final = 2000
 """Stored states looked at together when those that aged are searched."""
+UNPACKED: Final = 256
+"""Viewers unpacked together: events wait for about 3 ms."""
+GIVEN_BACK: Final = 10_000
+"""After so many, the memory of the values that were unpacked goes back to the system."""
 EXPIRED: Final = (("reason", b"expired"),)
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,10 +44,14 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """The states of a partition that was given up, complete to a changelog offset: for the case that it comes back."""
+    """The states of a partition that was given up, complete to a changelog offset: for the case that it comes back.
+
+    highest_watch_offset: of the states, -1: none.
+    """
 
     table: StateTable
     offset: int
+    highest_watch_offset: int
 
 
 class PartitionStates:
@@ -54,6 +65,7 @@ class PartitionStates:
         self._store: StateStore = MemoryStore()
         self._forget_days = configuration.policy.forget_days
         self._closed = False
+        self._recovered: list[bytes] = []  # not unpacked yet, the next one last
         self.table = StateTable(self._store.get, self._pack)
 
     async def open(self, kept: Kept | None, recovering: Callable[[int], None]) -> None:
@@ -66,21 +78,40 @@ class PartitionStates:
             self._store = DiskStore.open(self._place.folder, self._place.changelog_id, self._place.watch_id, bounds)
         self.table = StateTable(self._store.get, self._pack)
         start = self._store.offset
-        if kept is not None and self._place.folder is None and bounds.beginning <= kept.offset <= bounds.end:
+        in_memory = self._place.folder is None
+        if kept is not None and in_memory and bounds.beginning <= kept.offset <= bounds.end:
             self.table, start = kept.table, kept.offset
+            self._store.write([], [], start, kept.highest_watch_offset)
 
         def apply(keys: Sequence[bytes], values: Sequence[bytes | None], next_offset: int) -> None:
-            if self._place.folder is None:
+            if in_memory:
                 self.table.put(keys, values)
-                self._store.write(keys, values, next_offset, -1)
-            else:
-                highest = highest_marker_among(values, self._topic_id, self._place.partition)
-                self._store.write(keys, values, next_offset, highest)
+            highest = highest_marker_among(values, self._topic_id, self._place.partition)
+            self._store.write(keys, values, next_offset, highest)
             recovering(next_offset)
 
         end = await self._changelog.recover(apply, start)
+        self._store.write([], [], end, -1)
+        self._recovered = [key for key, _ in self.table.packed()][::-1]
         _give_back_memory()
-        self._store.write([], [], end, highest_marker(self.table.states, self._topic_id, self._place.partition))
+
+    def unpack_some(self) -> bool:
+        """Unpack a few of the viewers recovered; returns whether there were any.
+
+        In the order in which they came: their events would leave holes between the others' values, which no one can
+        use. It takes a state three times as long as recovery does, most of it for memory that was not in use yet.
+        """
+        left = self._recovered
+        if not left:
+            return False
+        some = left[-UNPACKED:]
+        del left[-UNPACKED:]
+        self.table.rows([key for key in some if key in self.table])
+        if len(left) % GIVEN_BACK < UNPACKED:
+            _give_back_memory()
+        if not left:
+            logger.info("watch partition %d: all viewers recovered are unpacked", self._place.partition)
+        return True
 
     async def confirm(self) -> None:
         """Show that nobody has opened the partition since `open`. Raises StaleOwnerError, ChangelogError."""
@@ -116,12 +147,12 @@ class PartitionStates:
         unwritten = self._changelog.failed or self.table.changed > 0
         if unwritten or self._place.folder is not None or self._store.offset is None:
             return None
-        return Kept(self.table, self._store.offset)
+        return Kept(self.table, self._store.offset, self._store.highest_watch_offset)
 
     # Ageing
 
     def newest_event(self) -> int:
-        """Time of the newest event of any viewer in memory, ms; 0: none."""
+        """Time of the newest event of any viewer who is unpacked, ms; 0: none."""
         return int(self.table.states["last_ts"].max(initial=0))
 
     async def find_aged(self, clock: int, settled_offset: int) -> None:
@@ -130,7 +161,7 @@ class PartitionStates:
         clock: newest event time of the partition, ms; settled_offset: see `streams.ageing.sweep`.
         """
         batch: list[tuple[bytes, bytes]] = []
-        for item in chain(self.table.shrunk(), self._store.items()):
+        for item in chain(self.table.packed(), self._store.items()):
             batch.append(item)
             if len(batch) == EXAMINED:
                 self._take_aged(batch, clock, settled_offset)

@@ -62,6 +62,8 @@ QUIET_SECONDS: Final = 1.0
 """How often positions are looked for that no watch event brings about."""
 POSITIONS_SECONDS: Final = 120.0
 """Limit of finding a partition's place once its states are there; a worker that does not is restarted."""
+UNPACK_SECONDS: Final = 0.005
+"""Pause after each few recovered viewers that were unpacked: half of the time is left for events."""
 SWEEP_SECONDS: Final = 3600.0
 """How often viewers are looked for who were away for long."""
 BATCH, AGENT = "batch", "agent"
@@ -143,6 +145,7 @@ class WatchApp:
             self._open_and_apply_quiet,
             self._flush_regularly,
             self._measure_lag,
+            self._unpack_recovered,
             self._free_aged,
         ):
             self.app.task(task)
@@ -542,6 +545,17 @@ class WatchApp:
     def _flushed(self, partition: int) -> int | None:
         owned = self._owned.get(partition)
         return None if owned is None else owned.flushed
+
+    async def _unpack_recovered(self) -> None:
+        """Make states of recovered values, little by little: a partition opens before, and events come first."""
+        while not self.app.should_stop:
+            worked = False
+            for owned in list(self._owned.values()):
+                if owned.states.unpack_some():
+                    worked = True
+                    await self.app.sleep(UNPACK_SECONDS)
+            if not worked:
+                await self.app.sleep(QUIET_SECONDS)
 
     async def _free_aged(self) -> None:
         """Free what is held of viewers who were away for long. It changes no decision: see streams/ageing.py."""

@@ -1,13 +1,14 @@
 """The states of one partition's viewers: rows of one contiguous array, and an index from key to row.
 
-The handler changes rows in place and marks them; `take_changed` hands over copies for the changelog. What memory does
-not hold is asked of `load`, a store on disk for example.
+The handler changes rows in place and marks them; `take_changed` hands over copies for the changelog. Viewers who were
+recovered and not asked for yet, or were away for long, are held as their stored values. What memory does not hold at
+all is asked of `load`, a store on disk for example.
 """
 
 from __future__ import annotations
 
 import mmap
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -57,20 +58,20 @@ class StateTable:
         self._map()
         self._rows: dict[bytes, int] = {}
         self._free: list[int] = []
-        self._shrunk: dict[bytes, bytes] = {}
+        self._packed: dict[bytes, bytes] = {}
         self._changed: dict[bytes, None] = {}
 
     def __len__(self) -> int:
         """Viewers in memory."""
-        return len(self._rows) + len(self._shrunk)
+        return len(self._rows) + len(self._packed)
 
     def __contains__(self, key: bytes) -> bool:
         """Whether the viewer is in memory."""
-        return key in self._rows or key in self._shrunk
+        return key in self._rows or key in self._packed
 
     def keys(self) -> Sequence[bytes]:
         """Keys of the viewers in memory."""
-        return [*self._rows, *self._shrunk]
+        return [*self._rows, *self._packed]
 
     def keys_of(self, rows: Iterable[int]) -> list[bytes]:
         """Keys of the viewers in these rows."""
@@ -91,17 +92,14 @@ class StateTable:
 
     def _bring(self, keys: Iterable[bytes]) -> None:
         """Load viewers that are not in rows, or begin them anew."""
-        stored = {key: self._shrunk.get(key) or self._load(key) for key in keys}
+        stored = {key: self._packed.get(key) or self._load(key) for key in keys}
         new = [self._place(key) for key, value in stored.items() if value is None]
         self._words[new] = EMPTY_WORDS
-        self._fill({key: value for key, value in stored.items() if value is not None})
-
-    def _fill(self, held: Mapping[bytes, bytes]) -> None:
-        """Unpack stored values into rows."""
-        keys, values = list(held), list(held.values())
-        for start in range(0, len(keys), AT_ONCE):
-            states = from_values(values[start : start + AT_ONCE])
-            rows = [self._place(key) for key in keys[start : start + AT_ONCE]]  # may replace the array
+        held = [(key, value) for key, value in stored.items() if value is not None]
+        for start in range(0, len(held), AT_ONCE):
+            part = held[start : start + AT_ONCE]
+            states = from_values([value for _, value in part])
+            rows = [self._place(key) for key, _ in part]  # may replace the array
             self.states[rows] = states
 
     def state(self, key: bytes) -> State:
@@ -118,17 +116,21 @@ class StateTable:
         row = self._rows.get(key)
         if row is not None:
             return self._stored([row])[0]
-        return self._shrunk.get(key) or self._load(key)
+        return self._packed.get(key) or self._load(key)
 
     def put(self, keys: Sequence[bytes], values: Sequence[bytes | None]) -> None:
         """Take over stored values as they were recovered, not marked as changed; None removes, the last one counts.
 
-        Raises StateError.
+        They stay as they are until they are asked for.
         """
         newest = dict(zip(keys, values, strict=True))
-        for key in [key for key, value in newest.items() if value is None]:
+        for key in newest.keys() & self._rows.keys():
             self.forget(key)
-        self._fill({key: value for key, value in newest.items() if value is not None})
+        for key, value in newest.items():
+            if value is None:
+                self._packed.pop(key, None)
+            else:
+                self._packed[key] = value
 
     def mark(self, keys: Iterable[bytes]) -> None:
         """Mark viewers as changed."""
@@ -141,16 +143,16 @@ class StateTable:
 
     def forget(self, key: bytes) -> None:
         """Drop a viewer from memory alone."""
-        self._shrunk.pop(key, None)
+        self._packed.pop(key, None)
         row = self._rows.pop(key, None)
         if row is not None:
             self._words[row] = EMPTY_WORDS
             self._free.append(row)
 
-    def shrunk(self) -> Iterator[tuple[bytes, bytes]]:
+    def packed(self) -> Iterator[tuple[bytes, bytes]]:
         """Viewers who are held as their stored values; they may come and go meanwhile."""
-        for key in list(self._shrunk):
-            value = self._shrunk.get(key)
+        for key in list(self._packed):
+            value = self._packed.get(key)
             if value is not None:
                 yield key, value
 
@@ -158,7 +160,7 @@ class StateTable:
         """Hold a viewer who is not expected soon as their stored value: little, if they are a stub."""
         (value,) = self._stored([self._rows[key]])
         self.forget(key)
-        self._shrunk[key] = value
+        self._packed[key] = value
 
     @property
     def changed(self) -> int:
@@ -172,7 +174,7 @@ class StateTable:
         rows = [self._rows.get(key, -1) for key in keys]
         stored = iter(self._stored([row for row in rows if row >= 0]))
         return Changes(
-            keys, [self._shrunk.get(key) if row < 0 else next(stored) for key, row in zip(keys, rows, strict=True)]
+            keys, [self._packed.get(key) if row < 0 else next(stored) for key, row in zip(keys, rows, strict=True)]
         )
 
     def _stored(self, rows: Sequence[int]) -> list[bytes]:
@@ -183,7 +185,7 @@ class StateTable:
 
     def _place(self, key: bytes) -> int:
         """The key's row, which may be a new one."""
-        self._shrunk.pop(key, None)
+        self._packed.pop(key, None)
         row = self._rows.get(key)
         if row is None:
             row = self._free.pop() if self._free else len(self._rows)

@@ -42,7 +42,7 @@ from streams.remap import adopt_registry
 from streams.requesting import ASKED, RULES, Gates, Reason, Requests
 from streams.selection import Chosen, build_context, catalogue_of, chosen
 from streams.state import BOOTSTRAPPED, EMPTY, MARKERS, State, from_values, new_state, pack
-from streams.state_table import StateTable
+from streams.state_table import AT_ONCE, StateTable
 from streams.topics import DAY_MS
 from streams.trigger import Policy, Thresholds, gates
 
@@ -455,8 +455,10 @@ def highest_marker(states: npt.NDArray[np.void], topic_id: str, partition: int |
 
 
 def highest_marker_among(values: Iterable[bytes | None], topic_id: str, partition: int | None = None) -> int:
-    """As `highest_marker`, of stored values; None stands for a viewer who was removed."""
-    return highest_marker(from_values([value for value in values if value is not None]), topic_id, partition)
+    """As `highest_marker`, of stored values; None stands for a viewer who was removed. Raises StateError."""
+    held = [value for value in values if value is not None]
+    parts = (from_values(held[start : start + AT_ONCE]) for start in range(0, len(held), AT_ONCE))
+    return max((highest_marker(part, topic_id, partition) for part in parts), default=-1)
 
 
 def trace_of(headers: Headers) -> Headers:

@@ -23,7 +23,7 @@ async def test_a_viewer_who_was_shrunk_is_forgotten_in_time() -> None:
         return [output.key for output in states.free_aged(states.newest_event(), SETTLED)]
 
     assert await free() == []
-    assert dict(states.table.shrunk()).keys() == {b"ann"}, "a stub by now"
+    assert dict(states.table.packed()).keys() == {b"ann"}, "a stub by now"
     assert await free() == []
     states.table.state(b"bob")["last_ts"] += FORGET_DAYS * DAY_MS
     assert await free() == [b"ann"]

@@ -32,7 +32,8 @@ def test_a_table_grows_without_losing_a_row() -> None:
     assert int(one_by_one.state(many[-1])["events"]) == len(many) - 1
     recovered = StateTable()
     recovered.put(many, [state_of(i) for i in range(len(many))])
-    assert recovered.states["events"][recovered.rows(many)].tolist() == list(range(len(many)))
+    rows = recovered.rows(many)
+    assert recovered.states["events"][rows].tolist() == list(range(len(many)))
 
 
 def test_what_memory_does_not_hold_is_loaded_once() -> None:
@@ -80,8 +81,13 @@ def test_recovered_values_are_not_changes_and_the_last_one_counts() -> None:
     assert (table.get(b"ann"), table.get(b"bob"), table.changed) == (state_of(3), None, 0)
     table.put([b"bob", b"bob"], [None, state_of(9)])
     assert table.get(b"bob") == state_of(9)
+    assert int(table.state(b"bob")["events"]) == 9
+    table.put([b"bob"], [state_of(10)])
+    assert int(table.state(b"bob")["events"]) == 10
+    table.put([b"eve"], [b"\x63" + state_of(1)[1:]])
     with pytest.raises(StateError, match="layout 99"):
-        table.put([b"eve"], [b"\x63" + state_of(1)[1:]])
+        table.state(b"eve")
+    assert table.get(b"eve") == b"\x63" + state_of(1)[1:], "as it was"
 
 
 def test_a_shrunk_viewer_comes_back_whole() -> None:
