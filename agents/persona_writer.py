@@ -81,6 +81,7 @@ ATTEMPTS: Final = 4
 VERSIONS_PER_SEQUENCE: Final = 8
 ERASED_STORES: Final = ("personas_by_user", "persona_history", topics.PERSONAS)
 NO_MODEL: Final = Model("", "", "", 0, 0, 0)
+REMOVED: Final = ("reason", b"removed")
 _REASONS: Final = {Command.ERASE: "erased", Command.OPT_OUT: "opted_out"}
 
 logger = logging.getLogger(__name__)
@@ -607,6 +608,7 @@ class PersonaWriter:
         job.landing = True
         again = stored.tier == Tier.TEMPLATE and self._wants_student(job.request)
         await self._publish_persona(job, stored.body, upgrade=again)
+        await self._settle(job, stored.body)
         return Outcome.REPUBLISHED
 
     async def _remove(self, job: _Job) -> Outcome:
@@ -626,6 +628,7 @@ class PersonaWriter:
         if request.command is Command.ERASE:
             outputs.append(self._receipt(request, version))
         await self._publish(outputs)
+        await self._settle(job, None)
         self._telemetry.count(REMOVALS, 1, reason)
         return Outcome.REMOVED
 
@@ -796,6 +799,7 @@ class PersonaWriter:
         if latest is None or latest.version != row.version:
             return False
         await self._publish_persona(job, latest.body, upgrade=written.upgrade)
+        await self._settle(job, latest.body)
         self._telemetry.count(PERSONAS, 1, row.tier)
         delay = max(0, self._clock() - job.record.timestamp) / 1000
         self._telemetry.observe(PERSONA_SECONDS, delay, row.tier)
@@ -809,6 +813,17 @@ class PersonaWriter:
         if upgrade:
             outputs.append(Output(topics.UPGRADE_REQUESTS, key, job.record.value, trace, job.partition))
         await self._publish(outputs)
+
+    async def _settle(self, job: _Job, published: bytes | None) -> None:
+        """Publish what is stored by now, if it is not what was published.
+
+        This worker may have been frozen before it published, and another one gone on with its partitions meanwhile.
+        Everyone stores, publishes and then looks, so the last record of a viewer is what is stored of them.
+        """
+        while (body := _body(await self._latest(job.request.user_id))) != published:
+            headers = self._trace() if body is not None else (REMOVED, *self._trace())
+            await self._publish([Output(topics.PERSONAS, job.request.user_id.encode(), body, headers, job.partition)])
+            published = body
 
     async def _cache(self, rows: Mapping[str, bytes]) -> None:
         """Cache wordings, at most once: the persona is out, and a text that is not cached is only worded again."""
@@ -899,6 +914,10 @@ def _answers(stored: StoredPersona, request: RefreshRequest) -> bool:
 def _stands_above(stored: StoredPersona, request: RefreshRequest) -> bool:
     """Whether a stored persona is of a later epoch or request. One of the same sequence would tie: it stays as well."""
     return stored.epoch > request.epoch or stored.version // VERSIONS_PER_SEQUENCE >= request.sequence
+
+
+def _body(stored: StoredPersona | None) -> bytes | None:
+    return None if stored is None else stored.body
 
 
 def _previous(stored: StoredPersona | None) -> Persona | None:

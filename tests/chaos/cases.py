@@ -13,13 +13,11 @@ from confluent_kafka.admin import ResourceType  # type: ignore[attr-defined]  # 
 
 from streams import topics
 from tests.chaos import personas
-from tests.chaos.events import bootstrap_ends, pins
-from tests.chaos.harness import SESSION_SECONDS, Run, alter
+from tests.chaos.events import asked, bootstrap_ends
+from tests.chaos.harness import REFUSING, SESSION_SECONDS, Run, alter, limit_of
 from tests.workers import read, until
 
 Script = Callable[[Run], Awaitable[None]]
-REFUSING = "120"
-"""max.message.bytes below any record batch of ours, above a transaction marker."""
 TAKING_OVER = "for transactional id"
 """In a worker's log when it fences the last owner of its first partition."""
 
@@ -128,7 +126,7 @@ async def frozen_while_opening(run: Run) -> None:
     run.fleet.start(0)
     await feeding
     await run.drain()
-    await run.send(pins(run.messages))  # due at the very offset that the sleeper will find committed
+    await run.send(asked(run.messages, "pin"))  # due at the very offset that the sleeper will find committed
     await asyncio.sleep(3)
     run.fleet.signal(signal.SIGCONT, 1)
 
@@ -209,14 +207,13 @@ async def _topic_refuses(run: Run, topic: str) -> None:
     await run.until_active()
     await feeding
     async with run.fleet.unsupervised():
-        limit = next(t for t in topics.TOPICS if t.name == topic).maximum_message_bytes
         await asyncio.to_thread(run.alter_topic, topic, max_message_bytes=REFUSING)
         await run.feed(0.3, 4)
         await until(lambda: not worker.running, run.fleet.workers, 120)
         if worker.process.returncode != 1:
             run.remarks.append(f"the worker ended with {worker.process.returncode}, not with 1")
         await run.uncommitted_is_all_that_is_missing()
-        await asyncio.to_thread(run.alter_topic, topic, max_message_bytes=str(limit))
+        await asyncio.to_thread(run.alter_topic, topic, max_message_bytes=limit_of(topic))
 
 
 async def disk_deleted(run: Run) -> None:
@@ -343,6 +340,9 @@ KEEPING = ("disk-stale", "disk-left-behind", "owner-killed-beside-a-standby")
 
 _PERSONAS = (
     personas.persona_workers_killed,
+    personas.persona_worker_frozen,
+    personas.personas_refused,
+    personas.personas_removed,
     personas.cassandra_restarted,
     personas.triton_restarted,
 )

@@ -74,16 +74,12 @@ def bootstrap_ends(partitions: int) -> Iterator[Message]:
         yield Message(topics.USER_CONTROLS, None, MARKER_VALUE, (topics.BOOTSTRAP_END_HEADER,), partition)
 
 
-def pins(messages: Sequence[Message]) -> list[Message]:
-    """Every viewer of these pins a cluster, which makes a new persona due."""
+def asked(messages: Sequence[Message], kind: str, ts: int = START) -> list[Message]:
+    """A control of this kind of every viewer of these; of one that names a cluster, always the same."""
     keys = {message.key for message in messages if message.topic == topics.WATCH_EVENTS and message.key is not None}
+    control = {"control_id": f"{kind}-of-all", "kind": kind, "ts": ts, "cluster_id": 2}
     return [
-        Message(
-            topics.USER_CONTROLS,
-            key,
-            orjson.dumps({"user_id": key.decode(), "control_id": "last", "kind": "pin", "ts": START, "cluster_id": 2}),
-        )
-        for key in sorted(keys)
+        Message(topics.USER_CONTROLS, key, orjson.dumps({**control, "user_id": key.decode()})) for key in sorted(keys)
     ]
 
 

@@ -45,6 +45,8 @@ SETTLE_SECONDS = 20
 SESSION_SECONDS = 10.0
 """A frozen or killed worker's partitions move after this long."""
 CHUNKS_PER_SECOND = 10
+REFUSING = "120"
+"""max.message.bytes below any record batch of ours, above a transaction marker."""
 REQUEST_MS = 120_000
 """A broker may be away for long; what it did not acknowledge is sent again."""
 
@@ -322,6 +324,11 @@ class Run:
             return topic_ids(self.settings, [topics.WATCH_EVENTS])[topics.WATCH_EVENTS] != self.earlier[-1].topic_id
         except (KafkaRefused, KafkaUnavailable):
             return False
+
+
+def limit_of(topic: str) -> str:
+    """The topic's max.message.bytes, by its name without prefix."""
+    return str(next(known.maximum_message_bytes for known in topics.TOPICS if known.name == topic))
 
 
 def alter(settings: Settings, kind: ResourceType, name: str, values: Mapping[str, str]) -> None:

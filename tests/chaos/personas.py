@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 from collections.abc import Callable
 from functools import partial
 
@@ -16,11 +17,12 @@ from streams import topics
 from streams.decoding import decode_persona, decode_request
 from streams.records import Command, RefreshRequest, persona_version
 from tests.builders import START
-from tests.chaos.events import Message
-from tests.chaos.harness import Run
+from tests.chaos.events import Message, asked
+from tests.chaos.harness import REFUSING, SESSION_SECONDS, Run, limit_of
 from tests.workers import by_key, finished, read, until
 
 GATE = 20
+HOUR = 3_600_000
 ANSWERED_SECONDS = 400.0
 HISTORY = 50
 """Versions kept of each viewer: more than a case makes, so that every one is compared."""
@@ -28,8 +30,11 @@ WATCH, FIRST, SECOND = 0, 1, 2
 """Places of the watch worker and of two persona workers."""
 
 
-def persona_messages(seed: int, viewers: int) -> list[Message]:
-    """Watches of two topics that no other viewer has together, enough for a template and for the student's persona."""
+def persona_messages(seed: int, viewers: int, start: int = START) -> list[Message]:
+    """Watches of two topics that no other viewer has together, enough for a template and for the student's persona.
+
+    start: time of the first ones, ms.
+    """
     messages = []
     for viewer in range(viewers):
         user = f"viewer-{viewer}"
@@ -39,8 +44,8 @@ def persona_messages(seed: int, viewers: int) -> list[Message]:
             event = {
                 "user_id": user,
                 "video_id": f"v{23 * (other if i % 2 else topic) + 1 + i:04}",
-                "ts": START + i * 3_600_000,
-                "event_id": f"{user}/{i}",
+                "ts": start + i * HOUR,
+                "event_id": f"{user}/{start}/{i}",
             }
             messages.append(Message(topics.WATCH_EVENTS, user.encode(), orjson.dumps(event)))
     return messages
@@ -55,6 +60,42 @@ async def persona_workers_killed(run: Run) -> None:
         await asyncio.sleep(run.random.uniform(0, 4))
         await run.kill(FIRST + number % 2)
     await feeding
+
+
+async def persona_worker_frozen(run: Run) -> None:
+    """One of two persona workers freezes until its requests have moved, all viewers ask anew, and it wakes up."""
+    await _start(run, FIRST, SECOND)
+    await run.feed(1.0, 6)
+    await _until_published(run, 1)
+    await asyncio.sleep(run.random.uniform(0, 2))
+    run.fleet.signal(signal.SIGSTOP, FIRST)
+    await run.send(asked(run.messages, "pin"))
+    await asyncio.sleep(SESSION_SECONDS + 10)
+    run.fleet.signal(signal.SIGCONT, FIRST)
+
+
+async def personas_refused(run: Run) -> None:
+    """The topic of personas takes none for a while."""
+    await _start(run, FIRST)
+    feeding = asyncio.create_task(run.feed(1.0, 12))
+    await _until_published(run, 1)
+    await asyncio.to_thread(run.alter_topic, topics.PERSONAS, max_message_bytes=REFUSING)
+    await asyncio.sleep(12)
+    await asyncio.to_thread(run.alter_topic, topics.PERSONAS, max_message_bytes=limit_of(topics.PERSONAS))
+    await feeding
+
+
+async def personas_removed(run: Run) -> None:
+    """Viewers erase all or opt out while personas are written, a worker is killed, and some of them come back."""
+    await _start(run, FIRST)
+    await run.feed(1.0, 6)
+    await _until_published(run, 2)
+    half = len(run.messages) // 2
+    gone = START + 2 * GATE * HOUR
+    await run.send([*asked(run.messages[:half], "erase", gone), *asked(run.messages[half:], "opt_out", gone)])
+    await asyncio.sleep(run.random.uniform(0, 2))
+    await run.kill(FIRST)
+    await run.send(persona_messages(run.random.randrange(113), 2, gone + HOUR))
 
 
 async def cassandra_restarted(run: Run) -> None:

@@ -177,6 +177,8 @@ class World:
     telemetry: Telemetry = field(default_factory=lambda: create_telemetry({}))
     configuration: WriterConfiguration = QUICK
     offset: int = 0
+    while_publishing: list[Callable[[], Awaitable[None]]] = field(default_factory=list)
+    """What others do just before the next outputs go out."""
 
     def __post_init__(self) -> None:
         self.restart()
@@ -197,6 +199,8 @@ class World:
         await asyncio.sleep(0)
         if self.broker_error is not None:
             raise self.broker_error
+        if self.while_publishing:
+            await self.while_publishing.pop()()
         self.published.extend(outputs)
 
     def record(self, request: RefreshRequest | bytes | None, headers: Headers = ()) -> InputRecord:
@@ -684,6 +688,38 @@ async def test_a_crash_between_store_and_publish_publishes_the_stored_bytes(worl
     assert world.calls == TEXTS
     assert world.writer.counts == {Outcome.REPUBLISHED: 1}
     assert world.finished() == [2]
+
+
+async def test_what_another_worker_stored_meanwhile_has_the_last_word(world: World) -> None:
+    """As of a worker that was frozen between storing and publishing."""
+    other = World(store=world.store)
+    world.while_publishing.append(lambda: other.answer(sample_request("ann", 2)))
+    await world.answer(sample_request("ann", 1))
+    newest = await world.store.latest("ann")
+    assert newest is not None
+    assert newest.body == other.outputs(topics.PERSONAS)[-1].value
+    assert [persona.version // 8 for persona in world.personas()] == [1, 2]
+    assert world.outputs(topics.PERSONAS)[-1].value == newest.body
+
+
+async def test_a_persona_that_another_worker_removed_meanwhile_is_taken_back(world: World) -> None:
+    other = World(store=world.store)
+    world.while_publishing.append(lambda: other.answer(sample_request("ann", 2, epoch=1, command=Command.ERASE)))
+    await world.answer(sample_request("ann", 1))
+    assert await world.store.latest("ann") is None
+    published = world.outputs(topics.PERSONAS)
+    assert [output.value is None for output in published] == [False, True]
+    assert ("reason", b"removed") in published[-1].headers
+
+
+async def test_a_late_removal_does_not_take_back_what_another_worker_wrote_since(world: World) -> None:
+    other = World(store=world.store)
+    back = sample_request("ann", 3, epoch=1)
+    world.while_publishing.append(lambda: other.answer(back))
+    await world.answer(sample_request("ann", 2, epoch=1, command=Command.ERASE))
+    newest = await world.store.latest("ann")
+    assert newest is not None
+    assert [output.value for output in world.outputs(topics.PERSONAS)] == [None, newest.body]
 
 
 async def test_a_stored_template_is_queued_for_its_upgrade_again() -> None:
