@@ -33,6 +33,15 @@ BODIES: list[bytes | None] = [encode(TEMPLATE), encode(STUDENT)]
 def test_one_version_per_tier_the_same_everywhere_is_right() -> None:
     assert disagreement(REQUEST, ROWS, ROWS[0], BODIES) == ""
     assert disagreement(REQUEST, ROWS, ROWS[0], [*BODIES, BODIES[1]]) == ""  # published again, the same bytes
+    superseded = row(persona(request_id="an earlier one", version=3))
+    assert disagreement(REQUEST, [*ROWS, superseded], ROWS[0], BODIES) == ""
+
+
+def test_what_was_published_before_a_removal_is_not_in_the_store() -> None:
+    before = encode(persona(request_id="an earlier one", version=3))
+    assert disagreement(REQUEST, ROWS, ROWS[0], [before, None, *BODIES]) == ""
+    assert "is not the published one" in disagreement(REQUEST, ROWS, ROWS[0], [*BODIES, None])
+    assert "other bytes than stored" in disagreement(REQUEST, ROWS, ROWS[0], [None, before, *BODIES])
 
 
 @pytest.mark.parametrize(
