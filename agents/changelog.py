@@ -178,6 +178,8 @@ class PartitionChangelog:
                 raise
             await producer.commit_transaction()
             self._in_transaction = False
+            if written.offset == LOST:
+                raise ChangelogError(f"{topic} took a record but the broker no longer knows where: restart the worker")
         return int(written.offset)
 
     @asynccontextmanager

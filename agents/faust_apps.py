@@ -1,4 +1,4 @@
-"""Faust as this project uses it: membership, tables, recovery and commits; bytes and acknowledgements are ours."""
+"""Faust as this project uses it: membership, partitions and commits; bytes, states and acknowledgements are ours."""
 
 from __future__ import annotations
 

@@ -124,7 +124,11 @@ class KafkaLog:
         async with self._connecting:
             if self._consumer is None:
                 consumer = AIOKafkaConsumer(
-                    **aiokafka_options(self._settings), enable_auto_commit=False, isolation_level="read_committed"
+                    **aiokafka_options(self._settings),
+                    enable_auto_commit=False,
+                    isolation_level="read_committed",
+                    # Where what was asked for is deleted by now, what is left is read, not skipped.
+                    auto_offset_reset="earliest",
                 )
                 await consumer.start()
                 self._consumer = consumer

@@ -16,8 +16,8 @@ from agents.changelog import PartitionChangelog
 from agents.disk_store import DiskStore, MemoryStore, StateStore
 from agents.settings import Settings
 from streams import topics
-from streams.ageing import prune, sweep
-from streams.state import from_values
+from streams.ageing import free, sweep
+from streams.state import LONGEST_STUB, from_values
 from streams.state_table import Changes, StateTable
 from streams.watch import Output, WatchConfiguration, highest_marker_among
 
@@ -92,11 +92,11 @@ class PartitionStates:
 
         end = await self._changelog.recover(apply, start)
         self._store.write([], [], end, -1)
-        self._recovered = [key for key, _ in self.table.packed()][::-1]
+        self._recovered = [key for key, value in self.table.packed() if len(value) > LONGEST_STUB][::-1]
         _give_back_memory()
 
     def unpack_some(self) -> bool:
-        """Unpack a few of the viewers recovered; returns whether there were any.
+        """Unpack a few of the viewers recovered, stubs apart; returns whether there were any.
 
         In the order in which they came: their events would leave holes between the others' values, which no one can
         use. It takes a state three times as long as recovery does, most of it for memory that was not in use yet.
@@ -122,10 +122,9 @@ class PartitionStates:
         """Highest offset of the watch partition that is in a state; -1: none."""
         return self._store.highest_watch_offset
 
-    def keys(self) -> Iterator[bytes]:
-        """Keys of all viewers, in memory or stored."""
-        yield from self.table.keys()
-        yield from filter(lambda key: key not in self.table, self._store.keys())
+    def stored(self) -> Iterator[tuple[bytes, bytes]]:
+        """Viewers, as stored, whom memory does not hold."""
+        return filter(lambda item: item[0] not in self.table, self._store.items())
 
     async def write(self, changes: Changes, next_offset: int) -> None:
         """The changelog, and after its transaction the store. next_offset: first one of the input that is not in them.
@@ -161,7 +160,7 @@ class PartitionStates:
         clock: newest event time of the partition, ms; settled_offset: see `streams.ageing.sweep`.
         """
         batch: list[tuple[bytes, bytes]] = []
-        for item in chain(self.table.packed(), self._store.items()):
+        for item in chain(self.table.packed(), self.stored()):
             batch.append(item)
             if len(batch) == EXAMINED:
                 self._take_aged(batch, clock, settled_offset)
@@ -177,17 +176,7 @@ class PartitionStates:
 
     def free_aged(self, clock: int, settled_offset: int) -> list[Output]:
         """Prune the viewers in memory who were away for long, remove those who stayed away; returns what to tell."""
-        table = self.table
-        found = sweep(table.states, clock, settled_offset, self._forget_days)
-        stubs, gone = table.keys_of(found.stubs.tolist()), table.keys_of(found.gone.tolist())
-        for key in stubs:
-            state = table.state(key)
-            state[...] = prune(state)
-            table.mark([key])
-            table.shrink(key)
-        told = [key for key in gone if table.state(key)["sequence"]]
-        for key in gone:
-            table.remove(key)
+        told = free(self.table, clock, settled_offset, self._forget_days)
         # The topic keeps a persona for ever, unlike the store, where it expires.
         return [Output(topics.PERSONAS, key, None, EXPIRED, partition=self._place.partition) for key in told]
 

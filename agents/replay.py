@@ -234,14 +234,14 @@ class ReplayDriver:
         while True:
             broker = self._broker
             waiting = broker.events[broker.committed : broker.committed + self._batch_records]
-            batch = self._handler.handle(waiting) if waiting else self._handler.handle_due(len(broker.events))
             try:
-                self._make_durable(batch)
+                for batch in self._handler.handle(waiting, len(broker.events)):
+                    self._make_durable(batch)
+                    self._count(batch)
             except _Killed:
                 self._dying = None
                 self._start()
                 continue
-            self._count(batch)
             if broker.committed >= len(broker.events):
                 return
 

@@ -70,6 +70,8 @@ class Standby:
         """Follow exactly these from now on; the stores of others are closed. Raises ChangelogError and StoreError."""
         wanted = set(partitions)
         async with self._lock:
+            if wanted == self._stores.keys():
+                return  # to assign anew would throw away what was fetched
             for partition in self._stores.keys() - wanted:
                 self._stores.pop(partition).close()
             for partition in sorted(wanted - self._stores.keys()):

@@ -17,7 +17,7 @@ import asyncio
 import logging
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -56,6 +56,13 @@ from streams.watch import Batch, InputRecord, Output, WatchConfiguration, WatchH
 
 BATCH_RECORDS: Final = 1000
 """Most records that the agent intake hands over together."""
+OWN_TOPICS: Final = (
+    topics.WATCH_EVENTS,
+    topics.USER_CONTROLS,
+    topics.WATCH_POSITIONS,
+    topics.INTERESTS_CHANGELOG,
+)
+"""Topics to which what a worker remembers belongs."""
 RENEW_MS: Final = 14 * DAY_MS
 """Age from which the record of the registry in force is written again: half the retention of positions."""
 QUIET_SECONDS: Final = 1.0
@@ -76,6 +83,19 @@ class WorkerError(RuntimeError):
     """The worker cannot go on without an operator; the message says what to do."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Adopted:
+    """The registry that was last recorded for a partition. at: append time of the record, ms."""
+
+    version: int
+    lineage: str
+    at: float
+
+    @property
+    def expires_soon(self) -> bool:
+        return time.time() * 1000 - self.at >= RENEW_MS
+
+
 @dataclass(slots=True)
 class _Owned:
     """A partition that is open. next_offset: first one not handled, or whose outputs are not acknowledged.
@@ -86,6 +106,7 @@ class _Owned:
 
     handler: WatchHandler
     states: PartitionStates
+    adopted: _Adopted
     next_offset: int
     flushed: int
     generation: int
@@ -198,23 +219,29 @@ class WatchApp:
         """
         owned = await self._open(partition)
         if owned is not None:
-            handle = owned.handler.handle
-            await self._apply(owned, lambda: handle(records), records[0].offset)
+            await self._apply(owned, owned.handler.handle(records), records[0].offset)
         return owned
 
-    async def _apply(self, owned: _Owned, work: Callable[[], Batch], offset: int) -> None:
-        """Do what changes states, from this offset on, and await its outputs."""
+    async def _apply(self, owned: _Owned, batches: Iterable[Batch], offset: int) -> None:
+        """Do what changes states, from this offset on, and await the outputs of each batch before the next is made.
+
+        Where partitions move meanwhile the rest is left: it is not in `next_offset`, so the next owner does it.
+        """
         partition = owned.handler.partition
         try:
-            batch = work()
-            self._fuse.add(batch.dead_letters, partition, offset)
-            await self.produce(batch.outputs)
+            for batch in batches:
+                self._fuse.add(batch.dead_letters, partition, offset)
+                await self.produce(batch.outputs)
+                owned.next_offset = max(owned.next_offset, batch.next_offset)
+                self._progress.applied(partition, len(batch.outputs))
+                self._measure(batch)
+                if self._assigned is None:
+                    return
+                await asyncio.sleep(0)
         except BaseException:
             # The states are ahead of what was put out now: they must never be flushed.
             self._failed.append(self._owned.pop(partition))
             raise
-        owned.next_offset = max(owned.next_offset, batch.next_offset)
-        self._measure(batch)
 
     async def produce(self, outputs: Sequence[Output]) -> None:
         """Send outputs and await their acknowledgements."""
@@ -276,7 +303,8 @@ class WatchApp:
             return False
         if owned.handler.schedule.recorded(self._controls_id, record.offset):
             return True
-        end = await self._log.end(topics.WATCH_EVENTS, partition)
+        # After an outage the end that the brokers tell can be behind what was read.
+        end = max(await self._log.end(topics.WATCH_EVENTS, partition), owned.next_offset)
         if topics.BOOTSTRAP_END_HEADER in record.headers:
             item = Position(
                 PositionKind.BOOTSTRAP_END, end, self._controls_id, record.offset, watch_topic=self._watch_id
@@ -309,7 +337,7 @@ class WatchApp:
     async def _apply_due(self, owned: _Owned) -> None:
         waiting = owned.handler.schedule.waiting()
         if waiting is not None and waiting <= owned.next_offset:
-            await self._apply(owned, lambda: owned.handler.handle_due(owned.next_offset), owned.next_offset)
+            await self._apply(owned, owned.handler.handle([], owned.next_offset), owned.next_offset)
 
     async def _open_and_apply_quiet(self) -> None:
         """Open assigned partitions, and apply positions behind which no record follows.
@@ -398,58 +426,66 @@ class WatchApp:
             if item.item.kind is PositionKind.REGISTRY and (item not in present or item.item.position < start)
         ]
         registry = self._configuration.registry_of(in_force[-1] or 0) if in_force else self._registry
-        handler = WatchHandler(self._configuration, partition, registry, states.table, states.keys)
+        handler = WatchHandler(self._configuration, partition, registry, states.table, states.stored)
         for item in recorded:
             handler.schedule.add(item) if item in present else handler.schedule.note(item.item)
         handler.schedule.skip(start)
-        adopted = [item for item in recorded if item.item.kind is PositionKind.REGISTRY]
         times = {record.offset: record.timestamp for record in log}
-        renewed = time.time() * 1000 - times[adopted[-1].offset] < RENEW_MS if adopted else False
-        await self._adopt_registry(handler, states, [item.item for item in adopted], start, end, renewed=renewed)
-        return _Owned(handler, states, next_offset=start, flushed=start, generation=generation)
+        adopted = [
+            _Adopted(item.item.registry_version or 0, item.item.registry_lineage, times[item.offset])
+            for item in recorded
+            if item.item.kind is PositionKind.REGISTRY
+        ]
+        in_place = await self._adopt_registry(handler, states, adopted[-1] if adopted else None, start, end)
+        return _Owned(handler, states, in_place, next_offset=start, flushed=start, generation=generation)
 
     async def _adopt_registry(
-        self,
-        handler: WatchHandler,
-        states: PartitionStates,
-        adopted: Sequence[Position],
-        start: int,
-        end: int,
-        *,
-        renewed: bool,
-    ) -> None:
+        self, handler: WatchHandler, states: PartitionStates, adopted: _Adopted | None, start: int, end: int
+    ) -> _Adopted:
         """Record where this worker's registry version takes effect, unless the partition has it, or a later one.
 
-        A worker of a rolling restart that still has the older version works with the one in force. A record that would
-        soon be past the topic's retention (`renewed` false) is written again.
+        A worker of a rolling restart that still has the older version works with the one in force.
         """
         own = self._registry
-        if adopted and adopted[-1].registry_lineage != own.lineage:
+        if adopted is None:
+            return await self._record_registry(handler, states, own.version, start)
+        if adopted.lineage != own.lineage:
             raise WorkerError(
                 f"registry version {own.version} was built anew: its cluster ids mean other things than those that "
-                f"version {adopted[-1].registry_version} counted. Adopt one made by `personas clusters extend` or "
+                f"version {adopted.version} counted. Adopt one made by `personas clusters extend` or "
                 "`rebuild`, or start over under another PERSONAS_TOPIC_PREFIX."
             )
-        latest = adopted[-1].registry_version or 0 if adopted else 0
-        if latest > own.version:
+        if adopted.version > own.version:
             logger.warning(
                 "partition %d stays with registry version %d: an older one, as this worker's %d, is not gone back to",
                 handler.partition,
-                latest,
+                adopted.version,
                 own.version,
             )
-            return
-        if adopted and latest == own.version and renewed:
-            return
-        position = end if adopted else start
+        if adopted.version >= own.version and not adopted.expires_soon:
+            return adopted
+        return await self._record_registry(handler, states, max(adopted.version, own.version), end)
+
+    async def _renew_registry(self, owned: _Owned) -> None:
+        """Write what says which registry is in place again, before the topic's retention removes it."""
+        if owned.adopted.expires_soon:
+            handler = owned.handler
+            end = max(await self._log.end(topics.WATCH_EVENTS, handler.partition), owned.next_offset)
+            owned.adopted = await self._record_registry(handler, owned.states, owned.adopted.version, end)
+
+    async def _record_registry(
+        self, handler: WatchHandler, states: PartitionStates, version: int, position: int
+    ) -> _Adopted:
+        lineage = self._registry.lineage
         item = Position(
             PositionKind.REGISTRY,
             position,
-            registry_version=own.version,
-            registry_lineage=own.lineage,
+            registry_version=version,
+            registry_lineage=lineage,
             watch_topic=self._watch_id,
         )
         await self._record(handler, states, item)
+        return _Adopted(version, lineage, time.time() * 1000)
 
     async def _begin_another_log(self, partition: int, committed: int) -> None:
         """Go back to the start of a log that no worker has opened: what is committed belongs to the one before."""
@@ -462,19 +498,21 @@ class WatchApp:
             )
 
     async def _refuse_another_log(self) -> None:
-        """End the worker if its topic was made anew: offsets and markers of one log say nothing about another."""
+        """End the worker if a topic was made anew: offsets and markers of one log say nothing about another."""
         while True:
             try:
-                found = await asyncio.to_thread(self._admin.read, [topics.WATCH_EVENTS])
+                found = await asyncio.to_thread(self._admin.read, OWN_TOPICS)
             except KafkaUnavailable as error:
-                logger.warning("the id of topic %s is not known: %s", self._watch_topic, error)
+                logger.warning("the ids of the topics are not known: %s", error)
                 continue
             except KafkaRefused as error:
                 raise WorkerError(str(error)) from error
-            if found[topics.WATCH_EVENTS] != self._watch_id:
-                raise WorkerError(
-                    f"topic {self._watch_topic} was made anew; restarted, the worker counts from its start"
-                )
+            for name in OWN_TOPICS:
+                if found[name] != self._topic_ids[name]:
+                    raise WorkerError(
+                        f"topic {self._settings.topic_prefix}{name} was made anew; restarted, the worker reads it from "
+                        "its start"
+                    )
             return
 
     def _refuse_truncated_log(self, partition: int, highest: int, end: int) -> None:
@@ -578,7 +616,8 @@ class WatchApp:
         async with self._locks[partition]:
             if self._owned.get(partition) is owned and await self._intake.is_member():
                 told = owned.states.free_aged(clock, settled)
-                await self._apply(owned, lambda: Batch(outputs=told, next_offset=owned.next_offset), owned.next_offset)
+                await self._apply(owned, [Batch(outputs=told)], owned.next_offset)
+                await self._renew_registry(owned)
 
     def stalled(self) -> str | None:
         """What stands still although events wait, for the liveness probe; None while the worker gets on."""

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from streams.state import BOOTSTRAPPED, EMPTY, OPTED_OUT, STATE, STUB_BYTES, State, new_state
+from streams.state_table import StateTable
 from streams.topics import DAY_MS
 
 IDLE_DAYS: Final = 400
@@ -67,6 +68,11 @@ def prune(state: State | np.void) -> State:
     return stub
 
 
+def idle_before(clock_ms: int) -> int:
+    """Viewers of a partition whose newest event is older than this, ms, can be freed. clock_ms: see `sweep`."""
+    return clock_ms - (IDLE_DAYS + LATENESS_DAYS) * DAY_MS
+
+
 def sweep(states: npt.NDArray[np.void], clock_ms: int, settled_offset: int, forget_days: int = FORGET_DAYS) -> Sweep:
     """What can be freed among the states (n,) of one watch partition.
 
@@ -74,13 +80,31 @@ def sweep(states: npt.NDArray[np.void], clock_ms: int, settled_offset: int, forg
     never read again; a removed viewer has no marker that could skip them. Viewers whose history is being loaded stay.
     """
     last = states["last_ts"]
-    idle_before = clock_ms - (IDLE_DAYS + LATENESS_DAYS) * DAY_MS
-    idle = np.flatnonzero((last != 0) & (last < idle_before) & (states["flags"] & BOOTSTRAPPED == 0))
+    before = idle_before(clock_ms)
+    idle = np.flatnonzero((last != 0) & (last < before) & (states["flags"] & BOOTSTRAPPED == 0))
     rows = states[idle]  # few, so that what follows is cheap
     held = (rows["flags"] & OPTED_OUT != 0) | _listed(rows["hidden"]) | _listed(rows["pinned"])
-    gone = ~held & (rows["last_ts"] < idle_before - forget_days * DAY_MS) & (rows["watch_offset"] < settled_offset)
+    gone = ~held & (rows["last_ts"] < before - forget_days * DAY_MS) & (rows["watch_offset"] < settled_offset)
     stubs = ~gone & ~_are_stubs(rows)
     return Sweep(idle[stubs], idle[gone])
+
+
+def free(table: StateTable, clock_ms: int, settled_offset: int, forget_days: int = FORGET_DAYS) -> list[bytes]:
+    """Hold viewers of the table's rows who were away for long as stubs, remove those who stayed away.
+
+    Both are marked as changed. Gives the keys of the removed ones of whom a persona was asked for. Arguments: `sweep`.
+    """
+    found = sweep(table.states, clock_ms, settled_offset, forget_days)
+    stubs, gone = table.keys_of(found.stubs.tolist()), table.keys_of(found.gone.tolist())
+    for key in stubs:
+        state = table.state(key)
+        state[...] = prune(state)
+        table.mark([key])
+        table.shrink(key)
+    told = [key for key in gone if table.state(key)["sequence"]]
+    for key in gone:
+        table.remove(key)
+    return told
 
 
 def _holds_control(state: State | np.void) -> bool:

@@ -12,7 +12,7 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from streams.packing import FORMAT, PackingError, Words, pack_into, pack_with, unpack
+from streams.packing import FORMAT, PackingError, Words, bitmap_words, pack_into, pack_with, unpack
 
 SLOTS: Final = 20
 """Clusters held per viewer; the weakest makes room for a new one."""
@@ -182,6 +182,8 @@ def _current(value: bytes) -> bytes:
 
 EMPTY_WORDS: Final = new_state().reshape(1).view(WORD)
 """The state of a viewer never seen, (WORDS,): stored values are differences from it."""
+LONGEST_STUB: Final = (1 + bitmap_words(WORDS)) * WORD.itemsize + STUB_BYTES
+"""Bytes of a stored stub, at most."""
 
 
 def reset(state: State, *, epoch: int, flags: int = 0) -> State:

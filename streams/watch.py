@@ -7,7 +7,7 @@ the outputs durable, then the states, then the offsets (agents/watch_app.py).
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Final, NamedTuple, TypeAlias
@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from streams import counting, requesting, topics
-from streams.ageing import IDLE_DAYS, Stage, aged, prune
+from streams.ageing import IDLE_DAYS, Stage, aged, idle_before, prune
 from streams.choosing import Catalogue
 from streams.columns import Columns, Decode, Headers, Parse, Reader, Record, key_of
 from streams.controls import apply_control
@@ -24,6 +24,7 @@ from streams.counting import Log
 from streams.dead_letters import dead_letter
 from streams.decoding import Rejected, RejectReason
 from streams.identifiers import request_id
+from streams.loading import loaded_viewers
 from streams.mixture import Model
 from streams.packing import Pack
 from streams.positions import Position, PositionKind, Recorded, Schedule
@@ -157,9 +158,9 @@ class WatchHandler:
         partition: int,
         registry: Registry,
         table: StateTable,
-        users: Callable[[], Iterable[bytes]] | None = None,
+        stored: Callable[[], Iterator[tuple[bytes, bytes]]] = lambda: iter(()),
     ) -> None:
-        """`registry` is in force at the first offset; `users` gives the keys of all viewers, in memory or stored."""
+        """`registry` is in force at the first offset; `stored` gives viewers that the table's memory does not hold."""
         self.partition = partition
         self.schedule = Schedule()
         self.registry = registry
@@ -172,15 +173,27 @@ class WatchHandler:
         self._log = Log(np.uint64(key_of(configuration.topic_id)), partition)
         self._positions_key = key_of(configuration.positions_id)
         self._reader = Reader(configuration.decode, configuration.parse)
-        self._users = users or table.keys
+        self._stored = stored
         self._noted: set[int] = set()
 
-    def handle(self, records: Sequence[Record]) -> Batch:
-        """Apply records in offset order, each after the positions due before it."""
-        batch = Batch()
-        done = 0
-        while done < len(records):
-            self._apply_due(batch, records[done].offset)
+    def handle(self, records: Sequence[Record], next_offset: int = 0) -> Iterator[Batch]:
+        """Apply records in offset order, each after the positions due before it, and what is due at the end of them.
+
+        next_offset: where the log goes on if there are no records. Make each batch durable before the next one is asked
+        for. There is one; where a loaded history ends there are more, each with the requests of some viewers.
+        """
+        batch, done = Batch(next_offset=next_offset), 0
+        while True:
+            following = records[done].offset if done < len(records) else batch.next_offset
+            while (recorded := self.schedule.due(following)) is not None:
+                if recorded.item.kind is PositionKind.BOOTSTRAP_END:
+                    yield batch
+                    yield from self._end_loading(recorded.offset)
+                    batch = Batch(next_offset=batch.next_offset)
+                else:
+                    self._take_effect(batch, recorded)
+            if done == len(records):
+                break
             waiting = self.schedule.waiting()
             end = len(records)
             if waiting is not None:
@@ -188,14 +201,7 @@ class WatchHandler:
             self._apply_all(batch, records[done:end])
             batch.next_offset = records[end - 1].offset + 1
             done = end
-        self._apply_due(batch, batch.next_offset)
-        return batch
-
-    def handle_due(self, next_offset: int) -> Batch:
-        """Apply the positions due before `next_offset`, where no record brings them about."""
-        batch = Batch(next_offset=next_offset)
-        self._apply_due(batch, next_offset)
-        return batch
+        yield batch
 
     # Watch events
 
@@ -347,10 +353,6 @@ class WatchHandler:
 
     # Positions
 
-    def _apply_due(self, batch: Batch, next_offset: int) -> None:
-        while (recorded := self.schedule.due(next_offset)) is not None:
-            self._take_effect(batch, recorded)
-
     def _take_effect(self, batch: Batch, recorded: Recorded) -> None:
         item = recorded.item
         if item.kind is PositionKind.REGISTRY:
@@ -358,11 +360,16 @@ class WatchHandler:
             self._model = Model(self._configuration.thresholds.constants, self.registry.prior_by_id)
             self._catalogue = catalogue_of(self.registry)
             self._noted.clear()
-        elif item.kind is PositionKind.BOOTSTRAP_END:
-            for key in sorted(self._users()):
-                self._end_bootstrap(batch, key, recorded.offset)
         else:
             self._control(batch, item, recorded.offset)
+
+    def _end_loading(self, offset: int) -> Iterator[Batch]:
+        """Ask for the persona of each viewer whose history was loaded; a batch without outputs only searched."""
+        for newest, keys in loaded_viewers(self.table, self._stored()):
+            batch = Batch()
+            for key in keys:
+                self._end_bootstrap(batch, key, offset, idle_before(newest))
+            yield batch
 
     def _control(self, batch: Batch, item: Position, offset: int) -> None:
         if item.control is None:
@@ -401,7 +408,7 @@ class WatchHandler:
         )
         batch.outputs.append(self._request_output(removal))
 
-    def _end_bootstrap(self, batch: Batch, key: bytes, offset: int) -> None:
+    def _end_bootstrap(self, batch: Batch, key: bytes, offset: int, idle_before_ts: int) -> None:
         state = self.table.state(key)
         if not int(state["flags"]) & BOOTSTRAPPED or self._position_applied(state, offset):
             return
@@ -412,7 +419,8 @@ class WatchHandler:
         state["flags"] = int(state["flags"]) & ~BOOTSTRAPPED
         self.table.mark([key])
         watches, gate = int(state["qualifying"]), self._configuration.policy.first_persona_after
-        if watches < max(gate, 1):
+        # Of a viewer who has been away for so long everything is about to be freed, and nothing would stand behind it.
+        if watches < max(gate, 1) or int(state["last_ts"]) < idle_before_ts:
             return
         rule, user_id = Rule.MATURITY if state["student_sequence"] else Rule.COLD_START, key.decode()
         identity = request_id(self._configuration.positions_id, self.partition, offset, rule, user_id)

@@ -292,7 +292,7 @@ async def topic_made_anew_between_runs(run: Run) -> None:
     await run.feed(0.5, 5)
     await run.settled()
     await run.fleet.stop_all()
-    await run.renew_watch_topic()
+    await run.renew_topic(topics.WATCH_EVENTS)
     run.fleet.start()
     await run.feed(0.4, 4)
 
@@ -302,7 +302,16 @@ async def topic_made_anew_under_a_worker(run: Run) -> None:
     run.fleet.start()
     await run.feed(0.5, 5)
     await run.settled()
-    await run.renew_watch_topic()
+    await run.renew_topic(topics.WATCH_EVENTS)
+    await run.feed(0.4, 12)
+
+
+async def controls_made_anew_under_a_worker(run: Run) -> None:
+    """The topic of controls is deleted and made again while a worker runs: none of the new ones may be passed over."""
+    run.fleet.start()
+    await run.feed(0.5, 5)
+    await run.settled()
+    await run.renew_topic(topics.USER_CONTROLS)
     await run.feed(0.4, 12)
 
 
@@ -331,6 +340,7 @@ _MEMORY = (
     requests_refused,
     topic_made_anew_between_runs,
     topic_made_anew_under_a_worker,
+    controls_made_anew_under_a_worker,
     controls_interleaved,
 )
 _BROKER = (broker_paused, broker_restarted, broker_killed)

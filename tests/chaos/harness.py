@@ -36,7 +36,17 @@ from agents.localstack.stack import LocalStack
 from agents.settings import Settings
 from streams import topics
 from tests.chaos.events import Message, closing, ghosts
-from tests.chaos.reference import Differences, Log, Result, behind, compare, left_behind, read_log, reference
+from tests.chaos.reference import (
+    Differences,
+    Log,
+    Result,
+    behind,
+    compare,
+    expect_controls,
+    left_behind,
+    read_log,
+    reference,
+)
 from tests.workers import WorkerProcess, Workers, committed, finished, until
 
 DRAIN_SECONDS = 180.0
@@ -134,6 +144,7 @@ class Run:
     say: Callable[[str], None]
     killed: int = 0
     earlier: list[Log] = field(default_factory=list)
+    past_controls: Result = field(default_factory=Result)
     """Watch topics that were deleted, as they stood."""
     remarks: list[str] = field(default_factory=list)
     """What was wrong beside the figures."""
@@ -272,7 +283,7 @@ class Run:
         """What is in Kafka now against the reference."""
         logs = self.logs()
         if self._reference is None or self._reference[0] != logs:
-            self._reference = logs, reference(self.settings, logs)
+            self._reference = logs, reference(self.settings, logs, past=self.past_controls)
         return compare(self._reference[1], left_behind(self.settings))
 
     async def settled(self) -> Differences:
@@ -309,19 +320,23 @@ class Run:
         for future in admin.delete_topics([prefixed(self.settings, name) for name in chosen]).values():
             future.result()
 
-    async def renew_watch_topic(self) -> None:
-        """Delete the watch topic and make it anew, once all that it holds was handled."""
+    async def renew_topic(self, name: str) -> None:
+        """Delete the topic of watch events or of controls and make it anew, once all that it holds was handled."""
         if found := await asyncio.to_thread(self.differences):
             self.remarks.append(f"before the topic was deleted: {found.figures()}")
-        self.earlier.append(await asyncio.to_thread(read_log, self.settings, self.earlier))
-        await asyncio.to_thread(self.delete_topics, [topics.WATCH_EVENTS])
+        before = topic_ids(self.settings, [name])[name]
+        if name == topics.WATCH_EVENTS:
+            self.earlier.append(await asyncio.to_thread(read_log, self.settings, self.earlier))
+        else:
+            await asyncio.to_thread(expect_controls, self.settings, self.past_controls)
+        await asyncio.to_thread(self.delete_topics, [name])
         await self.close()  # its metadata knows the old topic
-        await until(self._renewed, self.fleet.workers, 30, 0.5)
+        await until(lambda: self._renewed(name, before), self.fleet.workers, 30, 0.5)
 
-    def _renewed(self) -> bool:
+    def _renewed(self, name: str, before: str) -> bool:
         create_topics(self.settings)
         try:
-            return topic_ids(self.settings, [topics.WATCH_EVENTS])[topics.WATCH_EVENTS] != self.earlier[-1].topic_id
+            return topic_ids(self.settings, [name])[name] != before
         except (KafkaRefused, KafkaUnavailable):
             return False
 

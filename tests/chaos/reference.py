@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -38,14 +38,14 @@ class Log:
 class Result:
     """What a log gives, or what the workers made of it.
 
-    requests: every content that stands under a request id; letters: keys of dead letters; controls: (partition, offset)
-    of each control that takes effect.
+    requests: every content that stands under a request id; letters: keys of dead letters; controls: (topic id,
+    partition, offset) of each control that takes effect.
     """
 
     states: dict[str, bytes] = field(default_factory=dict)
     requests: dict[str, set[bytes]] = field(default_factory=lambda: defaultdict(set))
     letters: set[bytes] = field(default_factory=set)
-    controls: set[tuple[int, int]] = field(default_factory=set)
+    controls: set[tuple[str, int, int]] = field(default_factory=set)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,8 +98,13 @@ def read_log(settings: Settings, earlier: Sequence[Log] = ()) -> Log:
     return Log(ids[topics.WATCH_EVENTS], records, ends, positions)
 
 
-def reference(settings: Settings, logs: list[Log], limits: Mapping[int, int] | None = None) -> Result:
-    """What these logs give one after the other. `limits`: only the records below these offsets, by partition."""
+def reference(
+    settings: Settings, logs: list[Log], limits: Mapping[int, int] | None = None, past: Result | None = None
+) -> Result:
+    """What these logs give one after the other. `limits`: only the records below these offsets, by partition.
+
+    past: what `expect_controls` found in topics of controls that were deleted.
+    """
     ids = topic_ids(settings, [topics.USER_CONTROLS, topics.WATCH_POSITIONS])
     result = Result()
     for partition in range(settings.partitions):
@@ -110,7 +115,10 @@ def reference(settings: Settings, logs: list[Log], limits: Mapping[int, int] | N
         result.states |= {
             key.decode(): value for key, value in zip(changes.keys, changes.values, strict=True) if value is not None
         }
-    _expect_controls(settings, result)
+    expect_controls(settings, result)
+    if past is not None:
+        result.letters |= past.letters
+        result.controls |= past.controls
     return result
 
 
@@ -132,7 +140,7 @@ def left_behind(settings: Settings) -> Result:
         for message in reader.read(prefixed(settings, topics.WATCH_POSITIONS)):
             item = decode_position(message.value())
             if item.source_offset >= 0:
-                result.controls.add((message.partition() or 0, item.source_offset))
+                result.controls.add((item.source_topic, message.partition() or 0, item.source_offset))
     return result
 
 
@@ -188,29 +196,31 @@ def _apply(
     for record in log.records[partition]:
         if record.offset < limit:
             _keep(handler.handle([record]), result)
-    _keep(handler.handle_due(limit), result)
+    _keep(handler.handle([], limit), result)
 
 
-def _keep(batch: Batch, result: Result) -> None:
-    for output in batch.outputs:
+def _keep(batches: Iterable[Batch], result: Result) -> None:
+    for output in (output for batch in batches for output in batch.outputs):
         if output.topic == topics.REFRESH_REQUESTS:
             _add_request(result, output.value)
         elif output.topic == topics.dead_letters_of(topics.WATCH_EVENTS):
             result.letters.add(output.key or b"")
 
 
-def _expect_controls(settings: Settings, result: Result) -> None:
+def expect_controls(settings: Settings, result: Result) -> None:
+    """Add the controls that the topic holds now, and the dead letters of those that cannot be read."""
+    topic_id = topic_ids(settings, [topics.USER_CONTROLS])[topics.USER_CONTROLS]
     topic = prefixed(settings, topics.USER_CONTROLS)
     with TopicReader(settings) as reader:
         for message in reader.read(topic):
             if topics.BOOTSTRAP_END_HEADER in (message.headers() or ()):
-                result.controls.add((message.partition() or 0, message.offset() or 0))
+                result.controls.add((topic_id, message.partition() or 0, message.offset() or 0))
                 continue
             decoded = decode_control(message.value(), message.key(), append_time=message.timestamp()[1])
             if isinstance(decoded, Rejected):
                 result.letters.add(f"{topic}/{message.partition()}/{message.offset()}".encode())
             else:
-                result.controls.add((message.partition() or 0, message.offset() or 0))
+                result.controls.add((topic_id, message.partition() or 0, message.offset() or 0))
 
 
 def _add_request(result: Result, value: bytes | None) -> None:

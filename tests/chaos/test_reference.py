@@ -17,7 +17,7 @@ def sample() -> Result:
         state = new_state()
         state["events"], state["watch_offset"] = events, events * 10
         states[user] = to_bytes(state)
-    result = Result(states=states, letters={b"watch-events/0/3"}, controls={(0, 1)})
+    result = Result(states=states, letters={b"watch-events/0/3"}, controls={("controls", 0, 1)})
     result.requests["r1"].add(b'{"request_id": "r1"}')
     result.requests["r2"].add(b'{"request_id": "r2"}')
     return result

@@ -206,6 +206,25 @@ class TestPartitionChangelog:
         assert 4000 + 2 <= end <= 4000 + 8  # each but the last ends with a marker before the next record
         assert await committed(settings) == table(changes)
 
+    async def test_a_record_whose_place_the_broker_does_not_tell_is_an_error(
+        self, settings: Settings, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        async with opened(settings) as made:
+            topic = prefixed(settings, topics.WATCH_POSITIONS)
+            first = await made.record(topic, b"{}")
+            producer, send = made._opened(), made._opened().send
+
+            async def unknown(*arguments: Any, **named: Any) -> asyncio.Future[Any]:
+                sent = await send(*arguments, **named)
+                found: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+                found.set_result((await sent)._replace(offset=-1))
+                return found
+
+            assert await made.record(topic, b"{}") > first
+            monkeypatch.setattr(producer, "send", unknown)
+            with pytest.raises(ChangelogError, match="no longer knows where"):
+                await made.record(topic, b"{}")
+
     async def test_values_larger_than_a_batch(self, settings: Settings) -> None:
         configure(settings, max_message_bytes="4000000")
         changes = Changes([b"a", b"large", b"z"], [b"1", b"x" * 2_000_000, b"2"])
@@ -562,6 +581,9 @@ class TestStandby:
             await first.flush(states(0, 10))
             await caught_up(standby, running)
             await standby.assign([1])
+            fetching = standby._consumer.assignment()
+            await standby.assign([1])
+            assert standby._consumer.assignment() is fetching, "what was fetched is thrown away"
             await first.flush(states(0, 20, b"more "))
             await second.flush(states(20, 30))
             await caught_up(standby, running)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from streams import topics
-from streams.ageing import IDLE_DAYS, LATENESS_DAYS, prune, sweep
+from streams.ageing import IDLE_DAYS, LATENESS_DAYS, free
 from streams.decoding import Decoded, decode_control
 from streams.positions import Position, PositionKind, Recorded
 from streams.state import from_bytes, to_bytes
@@ -39,7 +39,7 @@ class Partition:
     def watch(self, user: str, video: str, ts: int) -> None:
         made = event(user, video, ts)
         record = InputRecord(self.offset, user.encode(), made.value, ts)
-        self.outputs += self.handler.handle([record]).outputs
+        self.outputs += [output for batch in self.handler.handle([record]) for output in batch.outputs]
         self.offset += 1
         self.clock = max(self.clock, ts)
 
@@ -50,20 +50,14 @@ class Partition:
         item = Position(PositionKind.CONTROL, self.offset, "controls", self.positions, decoded.record)
         self.handler.schedule.add(Recorded(self.positions, item))
         self.positions += 1
-        self.outputs += self.handler.handle_due(self.offset).outputs
+        self.outputs += [output for batch in self.handler.handle([], self.offset) for output in batch.outputs]
 
     def sweep(self) -> int:
         """Free what can be freed, as a worker does; returns how many viewers that were."""
-        found = sweep(self.table.states, self.clock, self.offset)
-        stubs, gone = self.table.keys_of(found.stubs.tolist()), self.table.keys_of(found.gone.tolist())
-        for key in stubs:
-            state = self.table.state(key)
-            state[...] = prune(state)
-            self.table.mark([key])
-            self.table.shrink(key)
-        for key in gone:
-            self.table.remove(key)
-        return len(stubs) + len(gone)
+        before = self.table.keys(), dict(self.table.packed())
+        free(self.table, self.clock, self.offset)
+        stubs = dict(self.table.packed()).keys() - before[1].keys()
+        return len(stubs) + len(before[0]) - len(self.table.keys())
 
     def requests(self) -> list[tuple[bytes | None, bytes | None]]:
         return [(output.key, output.value) for output in self.outputs if output.topic == topics.REFRESH_REQUESTS]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,9 +11,14 @@ import pytest
 
 from agents.replay import AdoptRegistry, Crash, EndBootstrap, Event, Item, ReplayDriver, Step, as_bootstrap
 from streams import topics
+from streams.ageing import IDLE_DAYS, LATENESS_DAYS, free
 from streams.columns import MAXIMUM_RECORD_BYTES
+from streams.loading import ENDED
+from streams.positions import Position, PositionKind, Recorded
 from streams.state import OPTED_OUT, STATE, StateError, from_bytes, new_state, to_bytes
-from streams.watch import Outcome, highest_marker
+from streams.state_table import StateTable
+from streams.topics import DAY_MS
+from streams.watch import Batch, InputRecord, Outcome, WatchHandler, highest_marker
 from tests.builders import MINUTE, START, control, event, make_configuration, make_registry, watches
 
 DAY = 86_400_000
@@ -235,6 +240,78 @@ async def test_loaded_history_requests_one_persona_per_eligible_viewer_at_its_en
     ]
     await driver.run([EndBootstrap()])
     assert len(requests(driver)) == 2
+
+
+def loaded_handler(viewers: int, last: dict[int, int] | None = None) -> WatchHandler:
+    """A handler of viewers whose history was loaded, and a marker behind it. last: days of a viewer's newest event."""
+    registry = make_registry()
+    handler = WatchHandler(make_configuration(registry, first_persona_after=5), 0, registry, StateTable())
+    records: list[InputRecord] = []
+    for number in range(viewers):
+        key = f"viewer-{number:04}"
+        for item in watches(key, [0, 1] * 5, START + (last or {}).get(number, 0) * DAY_MS):
+            records.append(InputRecord(len(records), item.key, item.value, item.timestamp, (topics.BOOTSTRAP_HEADER,)))
+    for batch in handler.handle(records):
+        assert not batch.outputs
+    marker = Position(PositionKind.BOOTSTRAP_END, len(records), "controls", 0)
+    handler.schedule.add(Recorded(0, marker))
+    return handler
+
+
+def asked(batches: Iterable[Batch]) -> list[list[str]]:
+    return [[(output.key or b"").decode() for output in batch.outputs] for batch in batches]
+
+
+def test_the_end_of_a_loaded_history_asks_for_a_bounded_number_of_personas_at_once() -> None:
+    handler = loaded_handler(2 * ENDED + 100)
+    found = asked(handler.handle([], 10**6))
+    assert max(map(len, found)) == ENDED
+    assert [user for part in found for user in part] == [f"viewer-{n:04}" for n in range(2 * ENDED + 100)]
+
+
+def test_what_a_crash_left_of_a_loaded_history_is_asked_for_and_nothing_twice() -> None:
+    handler = loaded_handler(ENDED + 100)
+    before: list[str] = []
+    for batch in handler.handle([], 10**6):
+        before += asked([batch])[0]
+        if before:
+            break
+    changes = handler.table.take_changed()
+    table = StateTable()
+    table.put(changes.keys, changes.values)
+    again = WatchHandler(make_configuration(handler.registry, first_persona_after=5), 0, handler.registry, table)
+    again.schedule.add(Recorded(0, Position(PositionKind.BOOTSTRAP_END, 0, "controls", 0)))
+    after = [user for part in asked(again.handle([], 10**6)) for user in part]
+    assert before + after == [f"viewer-{n:04}" for n in range(ENDED + 100)]
+    assert len(before) < ENDED + 100
+
+
+def test_the_end_of_a_loaded_history_leaves_stored_viewers_stored_whose_history_was_not_loaded() -> None:
+    loaded, live = loaded_handler(2), StateTable()
+    live.state(b"zoe")["last_ts"] = START
+    live.mark([b"zoe"])
+    stored: dict[bytes, bytes] = {}
+    for changes in loaded.table.take_changed(), live.take_changed():
+        stored |= {key: value for key, value in zip(changes.keys, changes.values, strict=True) if value is not None}
+    table = StateTable(stored.get)
+    handler = WatchHandler(
+        make_configuration(loaded.registry, first_persona_after=5),
+        0,
+        loaded.registry,
+        table,
+        lambda: iter(stored.items()),
+    )
+    handler.schedule.add(Recorded(0, Position(PositionKind.BOOTSTRAP_END, 0, "controls", 0)))
+    assert [user for part in asked(handler.handle([], 10**6)) for user in part] == ["viewer-0000", "viewer-0001"]
+    assert b"zoe" not in table
+
+
+def test_of_a_loaded_viewer_who_was_away_for_long_no_persona_is_asked_for() -> None:
+    """The next sweep forgets them: their persona would come behind their tombstone."""
+    handler = loaded_handler(3, {0: 0, 1: IDLE_DAYS + LATENESS_DAYS - 1, 2: IDLE_DAYS + LATENESS_DAYS + 1})
+    assert [user for part in asked(handler.handle([], 10**6)) for user in part] == ["viewer-0001", "viewer-0002"]
+    free(handler.table, START + (IDLE_DAYS + LATENESS_DAYS + 1) * DAY_MS, 10**6)
+    assert [key for key, _ in handler.table.packed()] == [b"viewer-0000"]
 
 
 async def test_the_highest_marker_of_a_topic_is_found() -> None:
