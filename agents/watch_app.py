@@ -419,7 +419,10 @@ class WatchApp:
         recorded = [Recorded(record.offset, decode_position(record.value)) for record in log]
         present = [item for item in recorded if item.item.watch_topic in ("", self._watch_id)]
         if recorded and not present:
-            await self._begin_another_log(partition, start)
+            await self._begin_another_log(topics.WATCH_EVENTS, partition)
+        sources = {item.item.source_topic for item in recorded} - {""}
+        if sources and self._controls_id not in sources:
+            await self._begin_another_log(topics.USER_CONTROLS, partition)
         in_force = [
             item.item.registry_version
             for item in recorded
@@ -487,14 +490,16 @@ class WatchApp:
         await self._record(handler, states, item)
         return _Adopted(version, lineage, time.time() * 1000)
 
-    async def _begin_another_log(self, partition: int, committed: int) -> None:
-        """Go back to the start of a log that no worker has opened: what is committed belongs to the one before."""
-        beginning = await self._log.beginning(topics.WATCH_EVENTS, partition)
+    async def _begin_another_log(self, name: str, partition: int) -> None:
+        """Go back to the start of a log of which no worker has read: what is committed belongs to the one before."""
+        topic = self._settings.topic_prefix + name
+        committed = await self._log.committed(self.app.conf.id, name, partition)
+        beginning = await self._log.beginning(name, partition)
         if committed > beginning:
-            await self._intake.start_over(self._watch_topic, partition, beginning)
+            await self._intake.start_over(topic, partition, beginning)
             raise WorkerError(
-                f"topic {self._watch_topic} was made anew, but partition {partition} was committed up to {committed}: "
-                f"that was of the topic before. It is set back to {beginning}; restarted, the worker counts from there"
+                f"topic {topic} was made anew, but partition {partition} was committed up to {committed}: that was of "
+                f"the topic before. It is set back to {beginning}; restarted, the worker reads from there"
             )
 
     async def _refuse_another_log(self) -> None:

@@ -209,6 +209,7 @@ class TestPartitionChangelog:
     async def test_a_record_whose_place_the_broker_does_not_tell_is_an_error(
         self, settings: Settings, monkeypatch: pytest.MonkeyPatch
     ) -> None:
+        create_topics(settings)
         async with opened(settings) as made:
             topic = prefixed(settings, topics.WATCH_POSITIONS)
             first = await made.record(topic, b"{}")
