@@ -27,13 +27,17 @@ BEGIN, END = "<!-- model -->", "<!-- /model -->"
 
 @dataclass(frozen=True, slots=True)
 class Input:
-    """A figure that the arithmetic begins with. kind: given, measured, provisional, chosen or assumed."""
+    """A figure that the arithmetic begins with. kind: given, measured, provisional, chosen or assumed.
+
+    quoted: the text of the file that `source` begins with in which the figure stands; empty if it stands in none.
+    """
 
     name: str
     value: float
     what: str
     kind: str
     source: str
+    quoted: str = ""
 
 
 @dataclass(frozen=True, slots=True)

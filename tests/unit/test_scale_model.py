@@ -40,6 +40,15 @@ def test_every_input_is_used_named_once_and_has_a_source() -> None:
             model({name: value for name, value in GIVEN.items() if name != known.name})
 
 
+def test_what_is_quoted_stands_in_the_file_that_it_is_said_to_come_from() -> None:
+    quoted = [known for known in read_inputs() if known.quoted]
+    assert len(quoted) >= 5
+    for known in quoted:
+        assert known.kind == "measured"
+        path = known.source.split(":")[0]
+        assert known.quoted in (PAGE.parents[1] / path).read_text(), f"{known.name}: {path} says something else by now"
+
+
 def test_the_arithmetic() -> None:
     small = model(
         GIVEN
