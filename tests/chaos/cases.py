@@ -299,19 +299,19 @@ async def topic_made_anew_between_runs(run: Run) -> None:
 
 async def topic_made_anew_under_a_worker(run: Run) -> None:
     """The same while a worker runs: it must not take the new topic's offsets for those of the old one."""
-    run.fleet.start()
-    await run.feed(0.5, 5)
-    await run.settled()
-    await run.renew_topic(topics.WATCH_EVENTS)
-    await run.feed(0.4, 12)
+    await _renewed_under_a_worker(run, topics.WATCH_EVENTS)
 
 
 async def controls_made_anew_under_a_worker(run: Run) -> None:
     """The topic of controls is deleted and made again while a worker runs: none of the new ones may be passed over."""
+    await _renewed_under_a_worker(run, topics.USER_CONTROLS)
+
+
+async def _renewed_under_a_worker(run: Run, topic: str) -> None:
     run.fleet.start()
     await run.feed(0.5, 5)
     await run.settled()
-    await run.renew_topic(topics.USER_CONTROLS)
+    await run.renew_topic(topic)
     await run.feed(0.4, 12)
 
 

@@ -144,8 +144,9 @@ class Run:
     say: Callable[[str], None]
     killed: int = 0
     earlier: list[Log] = field(default_factory=list)
-    past_controls: Result = field(default_factory=Result)
     """Watch topics that were deleted, as they stood."""
+    past_controls: Result = field(default_factory=Result)
+    """What deleted topics of controls should have changed."""
     remarks: list[str] = field(default_factory=list)
     """What was wrong beside the figures."""
     _reference: tuple[list[Log], Result] | None = None

@@ -123,6 +123,10 @@ def ensure(workers: Workers, role: str) -> WorkerProcess:
     return next(iter(workers.running(role)), None) or workers.start(role, page=role == "persona")
 
 
+async def is_ready(worker: WorkerProcess) -> bool:
+    return (await worker.readiness())[0] == 200
+
+
 def requests_of(settings: Settings, users: list[str]) -> dict[str, list[RefreshRequest]]:
     found: dict[str, list[RefreshRequest]] = {user: [] for user in users}
     for message in read(settings, topics.REFRESH_REQUESTS):
@@ -285,10 +289,7 @@ async def test_cassandra_does_not_answer_for_a_while(
     await assert_answered_once(settings, store, users)
     assert worker.running
 
-    async def ready() -> bool:
-        return (await worker.readiness())[0] == 200
-
-    await until(ready, workers)
+    await until(partial(is_ready, worker), workers)
 
 
 async def test_an_erasure_overtakes_what_the_student_still_words(
@@ -363,9 +364,11 @@ async def test_a_busy_worker_stops_in_time(
     assert await asyncio.to_thread(worker.stop) == 0, worker.text()
     assert time.monotonic() - began < SHUTDOWN_SECONDS
     assert not worker.discovery.exists()
-    ensure(workers, "persona")
+    successor = ensure(workers, "persona")
     await until_answered(settings, workers, log, users)
     await assert_answered_once(settings, store, users)
+    # The first worker may have left nothing to word, and Python that is still importing dies of SIGTERM.
+    await until(partial(is_ready, successor), workers)
     for last in [*workers.running("watch"), *workers.running("persona")]:
         assert await asyncio.to_thread(last.stop) == 0, last.text()
         assert "Traceback" not in last.text(), last.text()
