@@ -66,8 +66,11 @@ _CATALOGUE: Final = choosing.Catalogue(
     cluster=_ROWS,
     label=_ROWS,
     statable=np.ones(1, bool),
+    safe=np.ones(1, bool),
     near=np.full((1, 1), choosing.NONE),
-    cosine=np.zeros((1, 1)),
+    closeness=np.zeros((1, 1)),
+    next=np.full((1, 1), choosing.NONE),
+    excess=np.zeros((1, 1)),
     popular=_ROWS,
 )
 """Of one cluster, for the types."""

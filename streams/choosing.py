@@ -3,6 +3,18 @@
 Statistics alone, on numbers: streams/selection.py puts the words to it. The set is stable: an interest enters at 3
 watches and 3% of the viewer's watches, and stays until it falls below two thirds of either.
 
+A novel topic's score is the sum over the interests of share times cosine. Where the registry holds a graph of
+transitions (streams/transitions.py), it is
+
+    score(B) = 0.75 g(B) / sum of g + 0.25 c(B) / sum of c          g(B) = sum of share(A) excess(A -> B)
+                                                                    c(B) = sum of share(A) cosine(A, B) popularity(B)
+
+with the sums over the interests A, and in the denominators over all candidates.
+
+What the viewer says goes before what was counted: a hidden interest never appears, nor another under its label; a
+pinned one always does, liked or not, unless it is hidden or may not be named. Teens and kids are proposed clusters of
+the registry's safe list only.
+
 Like streams/mixture.py, everything works on scalars and on arrays of records, so that the same source runs as plain
 Python and compiled, with the same result.
 """
@@ -10,14 +22,16 @@ Python and compiled, with the same result.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from streams.mixture import Floats, Record, double, is_pinned
+from streams.records import Audience
 from streams.registry import Registry
-from streams.state import EMPTY, EVIDENCE, HIDDEN, SLOTS, STATED
+from streams.state import EMPTY, EVIDENCE, HIDDEN, PINNED, SLOTS, STATED
 
 MAXIMUM_INTERESTS: Final = STATED
 MAXIMUM_NOVEL: Final = 3
@@ -30,6 +44,10 @@ DISLIKED: Final = 1.5
 MINIMUM_SIMILARITY: Final = 0.15
 PINNED_SHARE: Final = 0.05
 """A pinned interest leads to novel topics as if it had at least this share."""
+GRAPH_SHARE: Final = 0.75
+"""Of a novel topic's score, where there is a graph; the rest is closeness in content times popularity."""
+ADULT: Final = 1 + tuple(Audience).index(Audience.ADULT)
+"""A state's audience above which topics come from the safe list."""
 LEAST_COUNT: Final = 1e-9
 """Of which shares are taken."""
 NONE: Final = -1
@@ -42,16 +60,22 @@ class Catalogue(NamedTuple):
     """What choosing asks of a registry version: arrays over its clusters, rows, ascending by cluster id.
 
     row_of: (ids,) row by cluster id, NONE for one that is not there; cluster: (rows,) id; label: (rows,) a number for
-    each label; statable: (rows,) bool, as on the cards; near, cosine: (rows, neighbours) rows of similar suggestible
-    clusters, then NONE, and how similar they are; popular: rows of suggestible clusters, most watched first.
+    each label; statable: (rows,) bool, as on the cards; safe: (rows,) bool, may be proposed to teens and kids; near,
+    closeness: (rows, neighbours) rows of similar suggestible clusters, then NONE, and their cosines, times their
+    popularity where there is a graph; next, excess: (rows, edges) rows of suggestible clusters taken up after this one,
+    then NONE, and how much more often than after others (`Transitions.excess`), no columns without a graph; popular:
+    rows of suggestible clusters, most watched first.
     """
 
     row_of: Whole
     cluster: Whole
     label: Whole
     statable: npt.NDArray[np.bool_]
+    safe: npt.NDArray[np.bool_]
     near: Whole
-    cosine: Floats
+    closeness: Floats
+    next: Whole
+    excess: Floats
     popular: Whole
 
 
@@ -69,7 +93,7 @@ CHOICE: Final = [
     # The novel topics, best first: rows of the catalogue, then NONE.
     ("novel", "<i8", (MAXIMUM_NOVEL,)),
     ("via", "<i8", (MAXIMUM_NOVEL,)),  # place of the interest that it owes most to, NONE: it is popular
-    ("score", "<f8", (MAXIMUM_NOVEL,)),  # sum over the interests of share times cosine
+    ("score", "<f8", (MAXIMUM_NOVEL,)),  # 0..1
     ("mean", "<f8"),  # score of all candidates
     # Clusters that are hidden or disliked, the first `avoided` of them.
     ("avoid", "<i8", (HIDDEN + SLOTS,)),
@@ -86,23 +110,44 @@ def catalogue(registry: Registry) -> Catalogue:
     row_of[clusters] = np.arange(len(cards))
     suggestible = {card.cluster_id: row for row, card in enumerate(cards) if card.suggestible}
     numbers = {label: number for number, label in enumerate(dict.fromkeys(card.label for card in cards))}
-    similar = [registry.similar(card.cluster_id) for card in cards]
-    near = np.full((len(cards), max(map(len, similar), default=0)), NONE, np.int64)
-    cosine = np.zeros(near.shape)
-    for row, others in enumerate(similar):
-        usable = [(other, value) for other, value in others if value >= MINIMUM_SIMILARITY and other in suggestible]
-        for place, (other, value) in enumerate(usable):
-            near[row, place], cosine[row, place] = suggestible[other], value
+    near, closeness = _padded(
+        [
+            [(suggestible[other], value) for other, value in registry.similar(card.cluster_id) if other in suggestible]
+            for card in cards
+        ],
+        MINIMUM_SIMILARITY,
+    )
+    edges = [
+        [(suggestible[other], value) for other, value in registry.excess(card.cluster_id) if other in suggestible]
+        for card in cards
+    ]
+    after, excess = _padded(edges, 0.0)
+    if after.shape[1]:
+        # Popularity is of the population's watches; NONE picks the last, of closeness 0.
+        closeness *= registry.prior[near]
     popular = sorted(suggestible.values(), key=lambda row: (-cards[row].prior, row))
     return Catalogue(
         row_of=row_of,
         cluster=clusters,
         label=np.array([numbers[card.label] for card in cards], np.int64),
         statable=np.array([card.statable for card in cards], bool),
+        safe=np.array([card.cluster_id in registry.safe for card in cards], bool),
         near=near,
-        cosine=cosine,
+        closeness=closeness,
+        next=after,
+        excess=excess,
         popular=np.array(popular, np.int64),
     )
+
+
+def _padded(lists: Sequence[Sequence[tuple[int, float]]], least: float) -> tuple[Whole, Floats]:
+    """Rows, then NONE, and their values, then 0: those of at least a value, both (lists, longest list)."""
+    rows = np.full((len(lists), max(map(len, lists), default=0)), NONE, np.int64)
+    values = np.zeros(rows.shape)
+    for place, each in enumerate(lists):
+        for column, (row, value) in enumerate([item for item in each if item[1] >= least]):
+            rows[place, column], values[place, column] = row, value
+    return rows, values
 
 
 def choose(state: Record, shares: Floats, catalogue: Catalogue, choice: Record) -> None:
@@ -160,26 +205,43 @@ def _avoid(state: Record, choice: Record) -> None:
     choice["avoided"] = count
 
 
-def is_avoided(state: Record, cluster: int) -> bool:
-    """Whether the viewer hid the cluster, or dislikes it more than they watch it."""
-    for i in range(HIDDEN):
-        if state["hidden"][i] == cluster:
-            return True
-    for slot in range(SLOTS):
-        if state["cluster"][slot] == cluster:
-            return _is_disliked(state, slot)
-    return False
-
-
 def is_statable(state: Record, cluster: int, catalogue: Catalogue) -> bool:
     """Whether a persona of this viewer may name the cluster."""
     row = row_of(catalogue, cluster)
-    return row != NONE and bool(catalogue.statable[row]) and not is_avoided(state, cluster)
+    if row == NONE or not catalogue.statable[row] or is_hidden(state, cluster):
+        return False
+    if is_pinned(state, cluster):
+        return True
+    if _is_hidden_label(state, int(catalogue.label[row]), catalogue):
+        return False
+    for slot in range(SLOTS):
+        if state["cluster"][slot] == cluster:
+            return not _is_disliked(state, slot)
+    return True
+
+
+def is_hidden(state: Record, cluster: int) -> bool:
+    """Whether the viewer hid the cluster."""
+    for i in range(HIDDEN):  # noqa: SIM110 - generators do not compile
+        if state["hidden"][i] == cluster:
+            return True
+    return False
+
+
+def _is_hidden_label(state: Record, label: int, catalogue: Catalogue) -> bool:
+    """Whether the viewer hid a cluster of this label: under it they would meet again what they hid."""
+    for i in range(HIDDEN):
+        row = row_of(catalogue, int(state["hidden"][i]))
+        if row != NONE and catalogue.label[row] == label:
+            return True
+    return False
 
 
 def _is_disliked(state: Record, slot: int) -> bool:
+    """Whether the viewer dislikes the slot's cluster more than they watch it, and did not pin it."""
     negative = double(state["negative"][slot])
-    return negative >= DISLIKED and negative > double(state["long"][slot])
+    disliked = negative >= DISLIKED and negative > double(state["long"][slot])
+    return disliked and not is_pinned(state, int(state["cluster"][slot]))
 
 
 def row_of(catalogue: Catalogue, cluster: int) -> int:
@@ -218,8 +280,10 @@ def _rank(state: Record, slot: int, share: float, catalogue: Catalogue) -> float
     cluster = int(state["cluster"][slot])
     if not is_statable(state, cluster, catalogue):
         return math.inf
-    if is_pinned(state, cluster):
-        return -math.inf
+    for i in range(PINNED):
+        # The last pinned first, before all shares, which are below 2: there may be more pins than places.
+        if state["pinned"][i] == cluster:
+            return -2.0 - i
     stated = False
     for i in range(STATED):
         stated = stated or state["stated"][i] == cluster
@@ -265,7 +329,7 @@ def _popular(state: Record, catalogue: Catalogue, choice: Record) -> None:
     """What many viewers watch, for one of whom too little is known to go by."""
     count = 0
     for row in catalogue.popular:
-        if not _is_known(state, catalogue.cluster[row]):
+        if not _is_known(state, catalogue.cluster[row]) and _is_offered(state, row, catalogue):
             choice["novel"][count] = row
             count += 1
             if count == MAXIMUM_NOVEL:
@@ -277,29 +341,37 @@ def _is_known(state: Record, cluster: int) -> bool:
     for slot in range(SLOTS):
         if state["cluster"][slot] == cluster:
             return True
-    for i in range(HIDDEN):  # noqa: SIM110 - generators do not compile
-        if state["hidden"][i] == cluster:
-            return True
-    return False
+    return is_hidden(state, cluster)
+
+
+def _is_offered(state: Record, row: int, catalogue: Catalogue) -> bool:
+    """Whether a topic suits the viewer's audience, and is not called as one they hid."""
+    if state["audience"] > ADULT and not catalogue.safe[row]:
+        return False
+    return not _is_hidden_label(state, int(catalogue.label[row]), catalogue)
 
 
 def _novel(state: Record, shares: Floats, slots: Whole, catalogue: Catalogue, choice: Record) -> None:
-    """Clusters near what the viewer likes and never watched, best first, spread over the interests they come from."""
-    rows, weights = np.full(MAXIMUM_INTERESTS, NONE), np.zeros(MAXIMUM_INTERESTS)
-    scores, count = np.zeros(len(catalogue.cluster)), 0
+    """Clusters that what the viewer likes leads to and they never watched, best first, spread over the interests."""
+    rows, weights, count = np.full(MAXIMUM_INTERESTS, NONE), np.zeros(MAXIMUM_INTERESTS), 0
+    near, after = np.zeros(len(catalogue.cluster)), np.zeros(len(catalogue.cluster))
     for i in range(MAXIMUM_INTERESTS):
         if slots[i] == NONE:
             break
         count += 1
         rows[i] = row_of(catalogue, int(state["cluster"][slots[i]]))
         weights[i] = _weight(state, int(slots[i]), double(shares[slots[i]]))
-        for place in range(catalogue.near.shape[1]):
-            other = catalogue.near[rows[i], place]
-            if other == NONE:
-                break
-            scores[other] += catalogue.cosine[rows[i], place] * weights[i]
-    _leave_out_known(state, scores, catalogue)
-    candidates, total = _candidates(scores, rows[:count], catalogue)
+        _add_up(near, catalogue.near[rows[i]], catalogue.closeness[rows[i]], weights[i])
+        _add_up(after, catalogue.next[rows[i]], catalogue.excess[rows[i]], weights[i])
+    _leave_out(state, near, rows[:count], catalogue)
+    _leave_out(state, after, rows[:count], catalogue)
+    of_near, of_next = 1.0, 0.0
+    if catalogue.next.shape[1] > 0:
+        of_near, of_next = _part(near, 1.0 - GRAPH_SHARE), _part(after, GRAPH_SHARE)
+    scores = np.zeros(len(near))
+    for row in range(len(scores)):
+        scores[row] = of_near * near[row] + of_next * after[row]
+    candidates, total = _candidates(scores)
     if len(candidates) == 0:
         return
     choice["mean"] = total / len(candidates)
@@ -310,7 +382,7 @@ def _novel(state: Record, shares: Floats, slots: Whole, catalogue: Catalogue, ch
             break
         row = candidates[best]
         candidates[best] = NONE
-        source = _source(row, rows[:count], weights, catalogue)
+        source = _source(row, rows[:count], weights, of_near, of_next, catalogue)
         if used[source] and count >= MAXIMUM_NOVEL:
             continue
         used[source] = True
@@ -320,31 +392,46 @@ def _novel(state: Record, shares: Floats, slots: Whole, catalogue: Catalogue, ch
         found += 1
 
 
+def _add_up(scores: Floats, rows: Whole, values: Floats, weight: float) -> None:
+    for place in range(len(rows)):
+        if rows[place] == NONE:
+            break
+        scores[rows[place]] += values[place] * weight
+
+
+def _part(scores: Floats, share: float) -> float:
+    """What scores are to be multiplied by to sum to a share; 0 where they are all 0."""
+    total = 0.0
+    for row in range(len(scores)):
+        total += scores[row]
+    return share / total if total > 0.0 else 0.0
+
+
 def _weight(state: Record, slot: int, share: float) -> float:
     return max(share, PINNED_SHARE) if is_pinned(state, int(state["cluster"][slot])) else share
 
 
-def _leave_out_known(state: Record, scores: Floats, catalogue: Catalogue) -> None:
+def _leave_out(state: Record, scores: Floats, interests: Whole, catalogue: Catalogue) -> None:
+    """Set to 0 what is known to the viewer, not for them, or called as one of their interests."""
     for slot in range(SLOTS):
         row = row_of(catalogue, int(state["cluster"][slot]))
         if row != NONE:
             scores[row] = 0.0
-    for i in range(HIDDEN):
-        row = row_of(catalogue, int(state["hidden"][i]))
-        if row != NONE:
-            scores[row] = 0.0
-
-
-def _candidates(scores: Floats, interests: Whole, catalogue: Catalogue) -> tuple[Whole, float]:
-    """Rows with a score and other words than the interests; the sum of their scores."""
-    candidates, count, total = np.empty(len(scores), np.int64), 0, 0.0
     for row in range(len(scores)):
         if scores[row] <= 0.0:
             continue
-        same = False
+        offered = _is_offered(state, row, catalogue)
         for i in range(len(interests)):
-            same = same or catalogue.label[row] == catalogue.label[interests[i]]
-        if not same:
+            offered = offered and catalogue.label[row] != catalogue.label[interests[i]]
+        if not offered:
+            scores[row] = 0.0
+
+
+def _candidates(scores: Floats) -> tuple[Whole, float]:
+    """Rows with a score, and the sum of their scores."""
+    candidates, count, total = np.empty(len(scores), np.int64), 0, 0.0
+    for row in range(len(scores)):
+        if scores[row] > 0.0:
             candidates[count] = row
             count += 1
             total += scores[row]
@@ -363,13 +450,20 @@ def _best(scores: Floats, candidates: Whole) -> int:
     return best
 
 
-def _source(row: int, interests: Whole, weights: Floats, catalogue: Catalogue) -> int:
-    """The interest that a candidate owes most to."""
+def _source(row: int, interests: Whole, weights: Floats, of_near: float, of_next: float, catalogue: Catalogue) -> int:
+    """The interest that a candidate owes most to. of_near, of_next: what closeness and excess count."""
     source, most = 0, 0.0
     for i in range(len(interests)):
-        for place in range(catalogue.near.shape[1]):
-            if catalogue.near[interests[i], place] == row:
-                gain = catalogue.cosine[interests[i], place] * weights[i]
-                if gain > most:
-                    source, most = i, gain
+        near = _value_of(row, catalogue.near[interests[i]], catalogue.closeness[interests[i]]) * weights[i]
+        after = _value_of(row, catalogue.next[interests[i]], catalogue.excess[interests[i]]) * weights[i]
+        gain = of_near * near + of_next * after
+        if gain > most:
+            source, most = i, gain
     return source
+
+
+def _value_of(row: int, rows: Whole, values: Floats) -> float:
+    for place in range(len(rows)):
+        if rows[place] == row:
+            return double(values[place])
+    return 0.0

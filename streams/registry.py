@@ -7,7 +7,7 @@ search over sorted 64-bit keys, within the few rows whose keys begin with the sa
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from types import MappingProxyType
@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from streams.identifiers import video_key, video_keys
 from streams.records import UNASSIGNED
+from streams.transitions import Transitions
 
 _ROWS_PER_BUCKET: Final = 8
 _LEAST_PRIOR: Final = 1e-12
@@ -139,6 +140,8 @@ class Registry:
     most of its videos went to, UNASSIGNED (-1) if none. cards: by cluster id. cluster_ids (K,) int32 ascending is the
     index into `prior` (K,) float64, which sums to 1; `prior_by_id` is the same indexed by cluster id, 0 where retired.
     parents: cards of the groups that the clusters form, by parent id, which says nothing about other versions.
+    transitions: what viewers take up after what, None where it was not learned. safe: ids of the clusters that may be
+    proposed to teens and kids.
     """
 
     __slots__ = (
@@ -152,7 +155,9 @@ class Registry:
         "parents",
         "prior",
         "prior_by_id",
+        "safe",
         "successors",
+        "transitions",
         "version",
     )
 
@@ -167,6 +172,8 @@ class Registry:
         videos: VideoTable,
         successors: Mapping[int, int] = MappingProxyType({}),
         parents: Sequence[ParentCard] = (),
+        transitions: Transitions | None = None,
+        safe: Iterable[int] = (),
     ) -> None:
         ordered = sorted(cards, key=lambda card: card.cluster_id)
         prior = np.array([max(card.prior, _LEAST_PRIOR) for card in ordered], dtype=np.float64)
@@ -174,6 +181,8 @@ class Registry:
         self.checksum = checksum
         self.lineage = lineage
         self.successors = successors
+        self.transitions = transitions
+        self.safe: frozenset[int] = frozenset(safe)
         self.parents: Mapping[int, ParentCard] = {parent.parent_id: parent for parent in parents}
         self.cards: Mapping[int, ClusterCard] = {card.cluster_id: card for card in ordered}
         self.cluster_ids: npt.NDArray[np.int32] = np.array([card.cluster_id for card in ordered], dtype=np.int32)
@@ -234,6 +243,17 @@ class Registry:
         """
         row = self._row_of_cluster[cluster_id]
         return list(zip(self._neighbours.ids[row].tolist(), self._neighbours.cosines[row].tolist(), strict=True))
+
+    def excess(self, cluster_id: int) -> Sequence[tuple[int, float]]:
+        """Clusters taken up after this one as (cluster id, `Transitions.excess`), best first; none without a graph.
+
+        Raises KeyError for a cluster that the registry does not hold.
+        """
+        row = self._row_of_cluster[cluster_id]
+        if self.transitions is None:
+            return []
+        edges = self.transitions.of(row)
+        return list(zip(edges.targets.tolist(), edges.excess().tolist(), strict=True))
 
     def _rows_of_keys(self, keys: npt.NDArray[np.uint64]) -> npt.NDArray[np.intp]:
         """`numpy.searchsorted` for random keys in a large table: an order of magnitude fewer cache misses."""

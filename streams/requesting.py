@@ -17,9 +17,9 @@ import numpy as np
 import numpy.typing as npt
 
 from streams.choosing import CHOICE, NONE, Catalogue, choose, is_statable
-from streams.mixture import Floats, Model, Record, describe, double, survey, whole
+from streams.mixture import Floats, Model, Record, describe, double, seat, survey, whole
 from streams.records import Rule
-from streams.state import BOOTSTRAPPED, SLOTS
+from streams.state import BOOTSTRAPPED, EMPTY, PINNED, SLOTS
 from streams.topics import DAY_MS
 
 SETTLING: Final = 32
@@ -127,6 +127,7 @@ def ask_due(
     state: Record, found: int, ts: int, model: Model, gates: Gates, catalogue: Catalogue, request: Record
 ) -> None:
     """Make the request that `due` found. request: one element of dtype ASKED, to be filled."""
+    _seat_pinned(state, model)
     now = survey(state, model)
     if found == REGRET:
         reason = Reason(_named(state, now[2], now[3], gates), double(state["regret"]), gates.regret, False)
@@ -145,7 +146,15 @@ def ask(
     """Make a request of the only viewer in an array, whatever the rule says, as the first of `requests`, of which there
     is at least one.
     """
+    _seat_pinned(states[0], model)
     _ask(states[0], survey(states[0], model), reason, gates, catalogue, requests[0])
+
+
+def _seat_pinned(state: Record, model: Model) -> None:
+    """Give pinned clusters their slots back: of a viewer who was away for long the list alone was kept."""
+    for i in range(PINNED):
+        if state["pinned"][i] != EMPTY:
+            seat(state, int(state["pinned"][i]), model)
 
 
 def _ask(
