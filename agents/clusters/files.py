@@ -2,7 +2,7 @@
 
 A folder holds manifest.json (format, version, checksums, counts, history), clusters.json (cards, embedding model,
 placement threshold, lineage, successors) and .npy arrays: centroids, neighbours, and the videos by ascending
-64-bit key.
+64-bit key. Where there are any, also the transitions between clusters and the clusters that are safe for all ages.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from agents.clusters.snapshot import (
     write_content,
 )
 from streams.registry import ClusterCard, Neighbours, ParentCard, Registry, TextColumn, VideoTable, Wording
+from streams.transitions import Transitions
 
 FORMAT: Final = 2
 MANIFEST: Final = "manifest.json"
@@ -48,6 +49,15 @@ _ARRAYS: Final[dict[str, tuple[str, int]]] = {
     "title_text": ("uint8", 1),
     "title_offsets": ("int64", 1),
 }
+_TRANSITIONS: Final[dict[str, tuple[str, int]]] = {
+    "transition_offsets": ("int64", 1),
+    "transition_targets": ("int32", 1),
+    "transition_viewers": ("int32", 1),
+    "transition_rates": ("float32", 1),
+    "transition_lifts": ("float32", 1),
+}
+"""All of them or none are there."""
+_SAFE: Final = "safe_clusters"
 
 
 def write_snapshot(snapshot: RegistrySnapshot, folder: Path) -> str:
@@ -116,8 +126,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         expected = registry_checksum(manifest["version"], checksums)
     except (KeyError, TypeError, AttributeError) as error:
         raise RegistryError(f"{path} lacks {error}; build or copy the registry again") from error
-    missing = {"clusters", *_ARRAYS} - set(checksums)
-    if missing or manifest.get("checksum") != expected:
+    wanted = {"clusters", *_ARRAYS} | (set(_TRANSITIONS) if set(_TRANSITIONS) & set(checksums) else set())
+    if wanted - set(checksums) or manifest.get("checksum") != expected:
         raise RegistryError(f"{path} does not agree with itself; build or copy the registry again")
     return manifest
 
@@ -179,9 +189,11 @@ def _snapshot(folder: Path, manifest: dict[str, Any]) -> RegistrySnapshot:
     rows = len(videos.keys)
     if not rows == len(videos.clusters) == len(videos.ids) == len(videos.titles) == videos.buckets[-1]:
         raise RegistryError(f"the video files of {folder} differ in length; build or copy the registry again")
+    cards = tuple(_card(card) for card in clusters["clusters"])
+    cluster_ids = np.array([card.cluster_id for card in cards], np.int32)
     return RegistrySnapshot(
         version=manifest["version"],
-        cards=tuple(_card(card) for card in clusters["clusters"]),
+        cards=cards,
         centroids=arrays["centroids"],
         neighbours=Neighbours(arrays["neighbours"], arrays["neighbour_cosines"]),
         videos=videos,
@@ -191,7 +203,30 @@ def _snapshot(folder: Path, manifest: dict[str, Any]) -> RegistrySnapshot:
         lineage=clusters["lineage"],
         successors={int(retired): live for retired, live in clusters["successors"].items()},
         parents=tuple(ParentCard(**_with_tuples(parent)) for parent in clusters["parents"]),
+        transitions=_transitions(folder, manifest, cluster_ids),
+        safe=_safe(folder, manifest, cluster_ids),
     )
+
+
+def _transitions(folder: Path, manifest: dict[str, Any], cluster_ids: npt.NDArray[np.int32]) -> Transitions | None:
+    if "transition_offsets.npy" not in manifest["files"]:
+        return None
+    found = Transitions(*[_mapped(folder / f"{name}.npy", *kind) for name, kind in _TRANSITIONS.items()])
+    fault = found.fault(cluster_ids)
+    if fault is not None:
+        raise RegistryError(f"the transitions of {folder} have {fault}; learn them again or copy the registry again")
+    return found
+
+
+def _safe(folder: Path, manifest: dict[str, Any], cluster_ids: npt.NDArray[np.int32]) -> tuple[int, ...]:
+    if f"{_SAFE}.npy" not in manifest["files"]:
+        return ()
+    found = _mapped(folder / f"{_SAFE}.npy", "int32", 1)
+    if not np.isin(found, cluster_ids).all() or (np.diff(found) <= 0).any():
+        raise RegistryError(
+            f"{folder / _SAFE}.npy names clusters that are not there, or twice; copy the registry again"
+        )
+    return tuple(found.tolist())
 
 
 def _card(card: dict[str, Any]) -> ClusterCard:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from hashlib import sha256
 from typing import Any, BinaryIO, Final, Protocol, cast
 
@@ -14,6 +14,7 @@ import orjson
 from streams.identifiers import video_keys
 from streams.records import UNASSIGNED
 from streams.registry import ClusterCard, Neighbours, ParentCard, Registry, TextColumn, VideoTable, bucket_offsets
+from streams.transitions import Transitions
 
 LEAST_VIEWERS: Final = 50
 """Viewers that must stand behind text learned from viewing before it is shown, by default."""
@@ -33,7 +34,7 @@ class RegistrySnapshot:
     cards: one per cluster, ids ascending. parents: one per group of clusters. centroids: (K, dimensions) float32, unit
     length. threshold: least score (`agents.clusters.placement`) at which a new video is placed. embedding: name of
     the model of the centroids. history: the build and every extension and rebuild since, oldest first, as JSON objects.
-    lineage and successors: see `streams.registry.Registry`.
+    lineage, successors, transitions and safe (ascending): see `streams.registry.Registry`.
     """
 
     version: int
@@ -47,10 +48,15 @@ class RegistrySnapshot:
     lineage: str
     successors: Mapping[int, int] = field(default_factory=dict)
     parents: tuple[ParentCard, ...] = ()
+    transitions: Transitions | None = None
+    safe: tuple[int, ...] = ()
 
     def contents(self) -> dict[str, npt.NDArray[Any] | bytes]:
-        """Everything stored, by file name without suffix: arrays, and bytes of JSON."""
-        return {
+        """Everything stored, by file name without suffix: arrays, and bytes of JSON.
+
+        A registry without transitions, or without safe clusters, has no files of them.
+        """
+        stored: dict[str, npt.NDArray[Any] | bytes] = {
             "clusters": self._clusters_json(),
             "centroids": self.centroids,
             "neighbours": self.neighbours.ids,
@@ -63,6 +69,12 @@ class RegistrySnapshot:
             "title_text": self.videos.titles.blob,
             "title_offsets": self.videos.titles.offsets,
         }
+        if self.transitions is not None:
+            for each in fields(self.transitions):
+                stored[f"transition_{each.name}"] = getattr(self.transitions, each.name)
+        if self.safe:
+            stored["safe_clusters"] = np.array(self.safe, np.int32)
+        return stored
 
     def registry(self) -> Registry:
         """The read-only view of this snapshot."""
@@ -91,6 +103,8 @@ def view(snapshot: RegistrySnapshot, content_checksum: str) -> Registry:
         videos=snapshot.videos,
         successors=snapshot.successors,
         parents=snapshot.parents,
+        transitions=snapshot.transitions,
+        safe=snapshot.safe,
     )
 
 
