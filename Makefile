@@ -18,7 +18,7 @@ BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --no-input --require-hashes --only-binary=:all:
 PYTHONS := $(or $(PYTHON),python3.11 python3.12 python3 /usr/bin/python3.11 /usr/bin/python3.12 $(wildcard $(HOME)/.pyenv/versions/3.1[12].*/bin/python3))
 
-.PHONY: help setup demo test lint bench-drift bench-throughput bench-recovery bench-latency soak chaos lock clean
+.PHONY: help setup demo test lint bench-drift bench-throughput bench-recovery bench-latency bench-novelty soak chaos lock clean
 
 help:
 	@echo 'make demo [SECONDS=120]   the whole system on this machine, with simulated viewers'
@@ -28,6 +28,7 @@ help:
 	@echo 'make bench-throughput     events a second, beside Faust, quixstreams, bytewax and loops without state (15 minutes)'
 	@echo 'make bench-recovery       a million viewers back from the changelog, and from a store on disk'
 	@echo 'make bench-latency        from a watch event to its refresh request'
+	@echo 'make bench-novelty        whether viewers take up the topics proposed to them'
 	@echo 'make chaos [SEED=1]       kills, pauses and refusals, compared with a plain count of the log (half an hour)'
 	@echo 'make soak                 30 minutes at 20,000 events a second, with kills'
 	@echo 'make setup                what the others need: .venv, jars, weights (PYTHON=... chooses the Python)'
@@ -59,6 +60,9 @@ bench-recovery: setup .venv/.stamp-dev
 
 bench-latency: setup .venv/.stamp-dev
 	@exec $(BIN)/python -m benchmarks.latency
+
+bench-novelty: setup .venv/.stamp-dev
+	@exec $(BIN)/python -m benchmarks.novelty $(if $(SEED),--first-seed $(SEED))
 
 soak: setup .venv/.stamp-dev
 	@exec $(BIN)/python -m benchmarks.soak $(if $(SEED),--seed $(SEED))

@@ -70,7 +70,7 @@ _CATALOGUE: Final = choosing.Catalogue(
     near=np.full((1, 1), choosing.NONE),
     closeness=np.zeros((1, 1)),
     next=np.full((1, 1), choosing.NONE),
-    excess=np.zeros((1, 1)),
+    pull=np.zeros((1, 1)),
     popular=_ROWS,
 )
 """Of one cluster, for the types."""

@@ -6,10 +6,12 @@ watches and 3% of the viewer's watches, and stays until it falls below two third
 A novel topic's score is the sum over the interests of share times cosine. Where the registry holds a graph of
 transitions (streams/transitions.py), it is
 
-    score(B) = 0.75 g(B) / sum of g + 0.25 c(B) / sum of c          g(B) = sum of share(A) excess(A -> B)
+    score(B) = 0.75 g(B) / sum of g + 0.25 c(B) / sum of c          g(B) = sum of share(A) pull(A -> B)
                                                                     c(B) = sum of share(A) cosine(A, B) popularity(B)
 
-with the sums over the interests A, and in the denominators over all candidates.
+with the sums over the interests A, and in the denominators over all candidates. By closeness alone each topic comes
+from another interest, or all would be like the strongest; the graph reaches further by itself, so there the next best
+counts wherever it comes from.
 
 What the viewer says goes before what was counted: a hidden interest never appears, nor another under its label; a
 pinned one always does, liked or not, unless it is hidden or may not be named. Teens and kids are proposed clusters of
@@ -62,9 +64,9 @@ class Catalogue(NamedTuple):
     row_of: (ids,) row by cluster id, NONE for one that is not there; cluster: (rows,) id; label: (rows,) a number for
     each label; statable: (rows,) bool, as on the cards; safe: (rows,) bool, may be proposed to teens and kids; near,
     closeness: (rows, neighbours) rows of similar suggestible clusters, then NONE, and their cosines, times their
-    popularity where there is a graph; next, excess: (rows, edges) rows of suggestible clusters taken up after this one,
-    then NONE, and how much more often than after others (`Transitions.excess`), no columns without a graph; popular:
-    rows of suggestible clusters, most watched first.
+    popularity where there is a graph; next, pull: (rows, edges) rows of suggestible clusters taken up after this one,
+    then NONE, and what that counts (`Transitions.pulls`), no columns without a graph; popular: rows of suggestible
+    clusters, most watched first.
     """
 
     row_of: Whole
@@ -75,7 +77,7 @@ class Catalogue(NamedTuple):
     near: Whole
     closeness: Floats
     next: Whole
-    excess: Floats
+    pull: Floats
     popular: Whole
 
 
@@ -118,10 +120,10 @@ def catalogue(registry: Registry) -> Catalogue:
         MINIMUM_SIMILARITY,
     )
     edges = [
-        [(suggestible[other], value) for other, value in registry.excess(card.cluster_id) if other in suggestible]
+        [(suggestible[other], value) for other, value in registry.leads_to(card.cluster_id) if other in suggestible]
         for card in cards
     ]
-    after, excess = _padded(edges, 0.0)
+    after, pull = _padded(edges, 0.0)
     if after.shape[1]:
         # Popularity is of the population's watches; NONE picks the last, of closeness 0.
         closeness *= registry.prior[near]
@@ -135,7 +137,7 @@ def catalogue(registry: Registry) -> Catalogue:
         near=near,
         closeness=closeness,
         next=after,
-        excess=excess,
+        pull=pull,
         popular=np.array(popular, np.int64),
     )
 
@@ -352,7 +354,7 @@ def _is_offered(state: Record, row: int, catalogue: Catalogue) -> bool:
 
 
 def _novel(state: Record, shares: Floats, slots: Whole, catalogue: Catalogue, choice: Record) -> None:
-    """Clusters that what the viewer likes leads to and they never watched, best first, spread over the interests."""
+    """Clusters that what the viewer likes leads to and they never watched, best first."""
     rows, weights, count = np.full(MAXIMUM_INTERESTS, NONE), np.zeros(MAXIMUM_INTERESTS), 0
     near, after = np.zeros(len(catalogue.cluster)), np.zeros(len(catalogue.cluster))
     for i in range(MAXIMUM_INTERESTS):
@@ -362,7 +364,7 @@ def _novel(state: Record, shares: Floats, slots: Whole, catalogue: Catalogue, ch
         rows[i] = row_of(catalogue, int(state["cluster"][slots[i]]))
         weights[i] = _weight(state, int(slots[i]), double(shares[slots[i]]))
         _add_up(near, catalogue.near[rows[i]], catalogue.closeness[rows[i]], weights[i])
-        _add_up(after, catalogue.next[rows[i]], catalogue.excess[rows[i]], weights[i])
+        _add_up(after, catalogue.next[rows[i]], catalogue.pull[rows[i]], weights[i])
     _leave_out(state, near, rows[:count], catalogue)
     _leave_out(state, after, rows[:count], catalogue)
     of_near, of_next = 1.0, 0.0
@@ -382,9 +384,13 @@ def _novel(state: Record, shares: Floats, slots: Whole, catalogue: Catalogue, ch
             break
         row = candidates[best]
         candidates[best] = NONE
-        source = _source(row, rows[:count], weights, of_near, of_next, catalogue)
-        if used[source] and count >= MAXIMUM_NOVEL:
-            continue
+        gains = _gains(row, rows[:count], weights, of_near, of_next, catalogue)
+        if of_next > 0.0:
+            source = _source(gains, used)
+        else:
+            source = _source(gains, np.zeros(MAXIMUM_INTERESTS, np.bool_))
+            if used[source] and count >= MAXIMUM_NOVEL:
+                continue
         used[source] = True
         choice["novel"][found] = row
         choice["via"][found] = source
@@ -450,16 +456,24 @@ def _best(scores: Floats, candidates: Whole) -> int:
     return best
 
 
-def _source(row: int, interests: Whole, weights: Floats, of_near: float, of_next: float, catalogue: Catalogue) -> int:
-    """The interest that a candidate owes most to. of_near, of_next: what closeness and excess count."""
+def _source(gains: Floats, used: npt.NDArray[np.bool_]) -> int:
+    """The interest that a candidate owes most to; before one that is used, another to which it owes half as much."""
     source, most = 0, 0.0
-    for i in range(len(interests)):
-        near = _value_of(row, catalogue.near[interests[i]], catalogue.closeness[interests[i]]) * weights[i]
-        after = _value_of(row, catalogue.next[interests[i]], catalogue.excess[interests[i]]) * weights[i]
-        gain = of_near * near + of_next * after
+    for i in range(len(gains)):
+        gain = gains[i] * (0.5 if used[i] else 1.0)
         if gain > most:
             source, most = i, gain
     return source
+
+
+def _gains(row: int, interests: Whole, weights: Floats, of_near: float, of_next: float, catalogue: Catalogue) -> Floats:
+    """What a candidate owes to each interest. of_near, of_next: what closeness and pull count."""
+    gains = np.zeros(len(interests))
+    for i in range(len(interests)):
+        near = _value_of(row, catalogue.near[interests[i]], catalogue.closeness[interests[i]]) * weights[i]
+        after = _value_of(row, catalogue.next[interests[i]], catalogue.pull[interests[i]]) * weights[i]
+        gains[i] = of_near * near + of_next * after
+    return gains
 
 
 def _value_of(row: int, rows: Whole, values: Floats) -> float:

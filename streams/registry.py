@@ -244,8 +244,8 @@ class Registry:
         row = self._row_of_cluster[cluster_id]
         return list(zip(self._neighbours.ids[row].tolist(), self._neighbours.cosines[row].tolist(), strict=True))
 
-    def excess(self, cluster_id: int) -> Sequence[tuple[int, float]]:
-        """Clusters taken up after this one as (cluster id, `Transitions.excess`), best first; none without a graph.
+    def leads_to(self, cluster_id: int) -> Sequence[tuple[int, float]]:
+        """Clusters taken up after this one as (cluster id, `Transitions.pulls`), best first; none without a graph.
 
         Raises KeyError for a cluster that the registry does not hold.
         """
@@ -253,7 +253,7 @@ class Registry:
         if self.transitions is None:
             return []
         edges = self.transitions.of(row)
-        return list(zip(edges.targets.tolist(), edges.excess().tolist(), strict=True))
+        return list(zip(edges.targets.tolist(), edges.pulls().tolist(), strict=True))
 
     def _rows_of_keys(self, keys: npt.NDArray[np.uint64]) -> npt.NDArray[np.intp]:
         """`numpy.searchsorted` for random keys in a large table: an order of magnitude fewer cache misses."""

@@ -9,8 +9,12 @@ is dropped.
 
 n(A, B): viewers who took up A, then B; r(A, B): those who took up A and not B before; g(B): n over r, both summed over
 all A, which is how often B is taken up whatever came before. k = SHRINKAGE viewers' worth of that are added to every
-edge, so that few viewers cannot make a large lift. Edges of lift 1 or less say nothing for B and are dropped: a cluster
-that everybody watches follows upon another only where it does so more often than upon the rest.
+edge, so that few viewers cannot make a large lift. An edge pulls with
+
+    pull(A -> B) = rate(A -> B) lift(A -> B)^2
+
+so a popular B that follows upon A as upon anything else counts by its rate alone, and gives way to one of a fifth of
+that rate that follows upon A more than twice as often as upon anything else.
 """
 
 from __future__ import annotations
@@ -32,8 +36,8 @@ MOST_TAKEN_UP: Final = 24
 MOST_TRANSITIONS: Final = MOST_TAKEN_UP * (MOST_TAKEN_UP - 1) // 2
 """Transitions that one viewer contributes, at most."""
 SHRINKAGE: Final = 50.0
-MOST_EDGES: Final = 32
-"""Edges kept from one cluster, those of the largest excess."""
+MOST_EDGES: Final = 64
+"""Edges kept from one cluster, those of the strongest pull."""
 _VIEWERS_AT_ONCE: Final = 16_384
 
 Ints = npt.NDArray[np.int64]
@@ -41,11 +45,11 @@ Ints = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class Transitions:
-    """Edges between K clusters: those from cluster row i are [offsets[i], offsets[i + 1]), largest excess first.
+    """Edges between K clusters: those from cluster row i are [offsets[i], offsets[i + 1]), strongest pull first.
 
     offsets: (K + 1,) int64; targets: (E,) int32 cluster ids; viewers: (E,) int32, distinct ones behind the edge; rates:
     (E,) float32, 0..1, of the viewers who took up the first cluster and not yet the second, the share that took up the
-    second, shrunk; lifts: (E,) float32, above 1, that rate against the rate whatever came before.
+    second, shrunk; lifts: (E,) float32, above 0, that rate against the rate whatever came before.
     """
 
     offsets: npt.NDArray[np.int64]
@@ -69,10 +73,9 @@ class Transitions:
             self.lifts[begin:end],
         )
 
-    def excess(self) -> npt.NDArray[np.float64]:
-        """(E,), 0..1: the part of the rate that the first cluster explains, what popularity explains taken off."""
-        rates, lifts = self.rates.astype(np.float64), self.lifts.astype(np.float64)
-        found: npt.NDArray[np.float64] = rates * (1.0 - 1.0 / lifts)
+    def pulls(self) -> npt.NDArray[np.float64]:
+        """(E,), above 0: what an edge counts, in no unit."""
+        found: npt.NDArray[np.float64] = self.rates.astype(np.float64) * self.lifts.astype(np.float64) ** 2
         return found
 
     def fault(self, cluster_ids: npt.NDArray[np.int32]) -> str | None:
@@ -91,8 +94,8 @@ class Transitions:
             return "an edge from a cluster to itself"
         if len(np.unique(_codes(sources, self.targets))) != edges:
             return "one edge twice"
-        if not ((self.rates > 0) & (self.rates <= 1) & (self.lifts > 1) & (self.lifts < np.inf)).all():
-            return "a rate outside 0..1, or a lift that is not above 1"
+        if not ((self.rates > 0) & (self.rates <= 1) & (self.lifts > 0) & (self.lifts < np.inf)).all():
+            return "a rate outside 0..1, or a lift that is not above 0"
         return None if (self.viewers >= FEWEST_VIEWERS).all() else f"an edge of fewer than {FEWEST_VIEWERS} viewers"
 
 
@@ -126,7 +129,7 @@ def learn(
     open_to = np.maximum(took_up[first] - back, support)
     rates = (support + SHRINKAGE * base[second]) / (open_to + SHRINKAGE)
     lifts = rates / np.maximum(base[second], np.finfo(np.float64).tiny)
-    kept = (support >= least_viewers) & (lifts.astype(np.float32) > 1.0)
+    kept = support >= least_viewers
     return _graph(first[kept], second[kept], support[kept], rates[kept], lifts[kept], cluster_ids)
 
 
@@ -197,8 +200,7 @@ def _graph(
     lifts: npt.NDArray[np.float64],
     cluster_ids: npt.NDArray[np.int32],
 ) -> Transitions:
-    excess = rates * (1.0 - 1.0 / lifts)
-    order = np.lexsort((second, -excess, first))
+    order = np.lexsort((second, -rates * lifts**2, first))
     sources = first[order]
     begins = np.flatnonzero(np.append(True, np.diff(sources) != 0)[: len(sources)])
     order = order[_place_in_run(begins, sources) < MOST_EDGES]

@@ -62,7 +62,7 @@ def random_transitions(pick: random.Random, clusters: list[int]) -> Transitions:
         targets=np.array(flat, np.int32),
         viewers=np.full(len(flat), 50, np.int32),
         rates=np.array([pick.choice([0.1, pick.random()]) for _ in flat], np.float32),
-        lifts=np.array([pick.choice([2.0, 1.1 + pick.random()]) for _ in flat], np.float32),
+        lifts=np.array([pick.choice([2.0, 0.5 + pick.random()]) for _ in flat], np.float32),
     )
 
 
@@ -149,7 +149,7 @@ def wanted_topics(
         if graph is not None:
             edges = slice(*graph.offsets[[*registry.cards].index(interest) :][:2].tolist())
             for other, rate, lift in zip(graph.targets[edges], graph.rates[edges], graph.lifts[edges], strict=True):
-                after[place, int(other)] = weight * float(rate) * (1 - 1 / float(lift))
+                after[place, int(other)] = weight * float(rate) * float(lift) ** 2
     if graph is not None:
         near, after = (
             {
@@ -167,8 +167,13 @@ def wanted_topics(
     ranked = sorted(gains, key=lambda cluster: (-np.floor(sum(gains[cluster]) * 1e9 + 0.5), cluster))
     chosen: list[tuple[int, int, float]] = []
     for cluster in ranked:
+        used = [via for _, via, _ in chosen]
+        if any(c in {o for _, o in after} for c in gains):
+            source = int(np.argmax([gain * (0.5 if i in used else 1) for i, gain in enumerate(gains[cluster])]))
+            chosen.append((cluster, source, sum(gains[cluster])))
+            continue
         source = int(np.argmax(gains[cluster]))
-        if len(interests) < 3 or source not in {via for _, via, _ in chosen}:
+        if len(interests) < 3 or source not in used:
             chosen.append((cluster, source, sum(gains[cluster])))
     return chosen[:3]
 
