@@ -218,3 +218,182 @@ def test_what_is_chosen_is_what_the_rule_says(choose: Any, graph: bool) -> None:
         assert choice["score"].tolist()[: len(topics)] == pytest.approx([score for *_, score in topics])
         found += len(topics)
     assert found > 500
+
+
+def chosen_by(choose: Any, state: State, shares: list[float], registry: Registry) -> bytes:
+    choices = np.zeros(1, CHOICE)
+    choose(state.reshape(1)[0], np.array(shares), catalogue(registry), choices[0])
+    return choices.tobytes() + state.tobytes()
+
+
+@pytest.mark.parametrize("graph", [False, True], ids=["without graph", "with graph"])
+def test_compiled_chooses_the_same_bytes(graph: bool) -> None:
+    for seed in range(200):
+        registry = odd_registry(random.Random(seed // 20), graph=graph)
+        plain, machine = (
+            chosen_by(each, *odd_state(random.Random(seed)), registry) for each in (choosing.choose, COMPILED.choose)
+        )
+        assert plain == machine, seed
+
+
+def test_a_graph_without_edges_is_as_none() -> None:
+    for seed in range(100):
+        bare, empty = (
+            odd_registry(random.Random(seed // 20), graph=False),
+            odd_registry(random.Random(seed // 20), graph=False),
+        )
+        nothing = np.zeros(0, np.int32)
+        empty.transitions = Transitions(
+            np.zeros(len(empty.cards) + 1, np.int64), nothing, nothing, np.zeros(0, np.float32), np.zeros(0, np.float32)
+        )
+        first, second = (
+            chosen_by(choosing.choose, *odd_state(random.Random(seed)), registry) for registry in (bare, empty)
+        )
+        assert first == second
+
+
+# What the viewer said
+
+
+def viewer(**watched: float) -> tuple[State, list[float]]:
+    """A viewer by decayed watches of clusters: c3=10.0."""
+    state, shares = new_state(), [0.0] * SLOTS
+    total = sum(watched.values()) or 1.0
+    for slot, (name, mass) in enumerate(watched.items()):
+        state["cluster"][slot], state["long"][slot], shares[slot] = int(name[1:]), mass, mass / total
+    return state, shares
+
+
+def of(state: State, shares: list[float], registry: Registry) -> tuple[list[int], list[int], list[int], list[int]]:
+    """Clusters stated, proposed, named as the way to a proposed one, and avoided."""
+    (choice,) = choices = np.zeros(1, CHOICE)
+    choosing.choose(state.reshape(1)[0], np.array(shares), catalogue(registry), choice)
+    rows = sorted(registry.cards)
+    stated = [c for c in choices["interest"][0].tolist() if c != NONE]
+    via = [stated[place] for place in choices["via"][0].tolist() if place != NONE]
+    novel = [rows[row] for row in choices["novel"][0].tolist() if row != NONE]
+    return stated, novel, via, choices["avoid"][0][: int(choices["avoided"][0])].tolist()
+
+
+def registry_of(graph: bool, **cards: dict[str, Any]) -> Registry:
+    registry = make_registry(clusters=12)
+    registry.cards = {c: replace(card, **cards.get(f"c{c}", {})) for c, card in registry.cards.items()}
+    if graph:
+        registry.transitions = random_transitions(random.Random(1), sorted(registry.cards))
+    return registry
+
+
+GRAPHS = pytest.mark.parametrize("graph", [False, True], ids=["without graph", "with graph"])
+SHARED = {"c4": {"wording": Wording.PARENT, "label": "music"}, "c5": {"wording": Wording.PARENT, "label": "music"}}
+
+
+@GRAPHS
+def test_what_is_hidden_is_neither_stated_nor_proposed_nor_a_way(graph: bool) -> None:
+    registry = registry_of(graph)
+    for hidden in range(12):
+        state, shares = viewer(c0=10.0, c1=8.0, c2=6.0, c3=4.0)
+        state["hidden"][0] = hidden
+        stated, novel, via, avoid = of(state, shares, registry)
+        assert hidden not in (*stated, *novel, *via)
+        assert avoid == [hidden]
+        assert len(novel) == 3
+
+
+@GRAPHS
+def test_a_hidden_interest_does_not_come_back_under_a_label_that_another_shares(graph: bool) -> None:
+    state, shares = viewer(c4=10.0, c5=9.0, c6=5.0)
+    state["hidden"][0] = 4
+    assert of(state, shares, registry_of(graph, **SHARED))[0] == [6]
+
+
+@GRAPHS
+def test_a_topic_called_as_a_hidden_one_is_not_proposed(graph: bool) -> None:
+    registry = registry_of(graph, c4={"wording": Wording.PARENT, "label": "topic 7"})
+    for cold in (False, True):
+        state, shares = viewer() if cold else viewer(c0=10.0, c6=5.0)
+        assert 7 in of(state.copy(), shares, replace_prior(registry, 7))[1]
+        state["hidden"][0] = 4
+        assert 7 not in of(state, shares, replace_prior(registry, 7))[1]
+
+
+def replace_prior(registry: Registry, cluster: int) -> Registry:
+    """The registry with a cluster that is on top of every list of topics."""
+    registry.cards = {c: replace(card, prior=0.5 if c == cluster else card.prior) for c, card in registry.cards.items()}
+    ids = registry._neighbours.ids.copy()
+    rows = [row for row, c in enumerate(registry.cards) if c != cluster]
+    for row in rows:
+        ids[row] = [cluster, *[other for other in ids[row] if other != cluster]]
+    registry._neighbours = Neighbours(ids, registry._neighbours.cosines)
+    if registry.transitions is not None:
+        count = len(registry.cards)
+        registry.transitions = Transitions(
+            np.array([0, *np.cumsum([c != cluster for c in registry.cards])]),
+            np.full(count - 1, cluster, np.int32),
+            np.full(count - 1, 50, np.int32),
+            np.full(count - 1, 0.5, np.float32),
+            np.full(count - 1, 3.0, np.float32),
+        )
+    return registry
+
+
+def test_a_pinned_interest_is_stated_though_never_watched() -> None:
+    state, shares = viewer(c0=10.0, c1=9.0, c2=8.0, c3=7.0, c6=6.0, c9=0.0)
+    state["pinned"][0] = 9
+    assert of(state, shares, registry_of(graph=True))[0] == [0, 1, 2, 3, 9]
+
+
+def test_a_pinned_interest_is_stated_though_disliked_and_not_avoided() -> None:
+    state, shares = viewer(c0=10.0, c1=1.0)
+    state["negative"][1] = 5.0
+    assert of(state.copy(), shares, registry_of(graph=False))[::3] == ([0], [1])
+    state["pinned"][0] = 1
+    assert of(state, shares, registry_of(graph=False))[::3] == ([0, 1], [])
+
+
+def test_what_is_pinned_and_hidden_is_hidden() -> None:
+    """Two clusters of which one was hidden and one pinned may become one in a rebuild."""
+    state, shares = viewer(c0=10.0, c1=9.0)
+    state["pinned"][0] = state["hidden"][0] = 1
+    stated, novel, via, avoid = of(state, shares, registry_of(graph=True))
+    assert stated == [0]
+    assert 1 not in (*novel, *via)
+    assert avoid == [1]
+
+
+def test_of_more_pins_than_places_the_last_ones_are_stated() -> None:
+    state, shares = viewer(**{f"c{c}": 1.0 + c for c in range(9)})
+    state["pinned"] = [7, 1, 5, 0, 2, 6, 4, 3]
+    assert sorted(of(state, shares, registry_of(graph=False))[0]) == [0, 2, 3, 4, 6]
+
+
+def test_a_pinned_interest_takes_the_label_that_a_stronger_one_shares() -> None:
+    state, shares = viewer(c4=10.0, c5=1.0)
+    state["pinned"][0] = 5
+    assert of(state.copy(), shares, registry_of(graph=False, **SHARED))[0] == [5]
+    state["hidden"][0] = 4
+    assert of(state, shares, registry_of(graph=False, **SHARED))[0] == [5]
+
+
+def test_a_sensitive_interest_is_not_stated_pinned_or_not() -> None:
+    state, shares = viewer(c0=10.0, c1=9.0)
+    state["pinned"][0] = 1
+    assert of(state, shares, registry_of(graph=False, c1={"sensitive": True}))[0] == [0]
+
+
+@GRAPHS
+@pytest.mark.parametrize("audience", [2, 3], ids=["teen", "kids"])
+@pytest.mark.parametrize("cold", [False, True])
+def test_teens_and_kids_get_topics_from_the_safe_list_alone(graph: bool, audience: int, cold: bool) -> None:
+    registry = registry_of(graph, c0={"sensitive": True})
+    watched = {} if cold else {"c0": 9.0, "c1": 8.0, "c2": 6.0}
+    state, shares = viewer(**watched)
+    everything = of(state.copy(), shares, registry)
+    assert len(everything[1]) == 3
+    state["audience"] = audience
+    stated, novel, via, _ = of(state.copy(), shares, registry)
+    assert (stated, novel, via) == (everything[0], [], [])
+    assert stated == ([] if cold else [1, 2])
+    registry.safe = frozenset({0, 5, 7})
+    found = set(of(state, shares, registry)[1])
+    assert found <= {5, 7}
+    assert found
