@@ -31,7 +31,8 @@ def with_transitions(snapshot: RegistrySnapshot, log: WatchLog, least_viewers: i
         "source": log.name,
         "watches": len(log.viewers),
         "viewers": viewers,
-        "least_viewers": least_viewers,
+        # Not `least_viewers`, which says that a registry's text was learned from viewing.
+        "least_viewers_of_an_edge": least_viewers,
         "most_taken_up": MOST_TAKEN_UP,
         "most_transitions": MOST_TRANSITIONS,
         "edges": len(found),
