@@ -15,11 +15,12 @@ from typing import Any, Final
 from agents.batch_intake import with_batch_intake
 from agents.faust_apps import create_app, input_record, is_current, produce, raw_topic
 from agents.page.source import Health
-from agents.persona_writer import PersonaWriter, WriterConfiguration, WriterStopped
+from agents.persona_writer import PersonaWriter, WriterStopped
 from agents.settings import Settings
 from agents.stores.ports import PersonaStore
 from agents.student_client import TritonStudent
 from agents.telemetry import Telemetry
+from agents.writer_configuration import WriterConfiguration
 from streams import topics
 from streams.watch import InputRecord, Output
 

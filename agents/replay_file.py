@@ -13,12 +13,13 @@ from typing import Any, Final, TypeAlias
 
 import orjson
 
-from agents.persona_writer import PersonaWriter, WriterConfiguration
+from agents.persona_writer import PersonaWriter
 from agents.replay import Control, EndBootstrap, Event, Item, ReplayDriver, append_times, as_bootstrap
 from agents.settings import Settings
 from agents.stores.memory import MemoryStore
 from agents.student_client import StudentClient
 from agents.telemetry import Telemetry
+from agents.writer_configuration import WriterConfiguration
 from streams import topics
 from streams.decoding import Rejected
 from streams.records import UnknownVideo
