@@ -23,6 +23,7 @@ from agents.budget_gate import BudgetGate
 from agents.cascade import Cascade, Written
 from agents.stores.ports import PersonaStore, StoredPersona, StoreError, StoreRejected, StoreUnavailable
 from agents.student_client import StudentClient
+from agents.teacher_client import TeacherClient
 from agents.telemetry import (
     COALESCED,
     DEAD_LETTERS,
@@ -75,6 +76,7 @@ class Outcome(StrEnum):
     """What became of a request; each has exactly one."""
 
     STUDENT = "student"
+    TEACHER = "teacher"
     TEMPLATE = "template"
     REPUBLISHED = "republished"  # stored by an earlier attempt; the same bytes went out again
     SUPERSEDED = "superseded"
@@ -82,6 +84,13 @@ class Outcome(StrEnum):
     UPGRADED = "upgraded"
     NOT_UPGRADED = "not_upgraded"  # the template is gone, or stays
     DEAD_LETTER = "dead_letter"
+
+
+_OUTCOMES: Final = {
+    Tier.TEMPLATE: Outcome.TEMPLATE,
+    Tier.STUDENT: Outcome.STUDENT,
+    Tier.TEACHER: Outcome.TEACHER,
+}
 
 
 class OrderedAcks:
@@ -187,8 +196,9 @@ class PersonaWriter:
         clock: Callable[[], int],
         telemetry: Telemetry,
         on_done: Done,
+        teacher: TeacherClient | None = None,
     ) -> None:
-        """`student` None writes templates only; `clock` gives milliseconds UTC."""
+        """`student` None writes templates only, whatever the teacher; `clock` gives milliseconds UTC."""
         self.counts: Counter[Outcome] = Counter()
         self._store = store
         self._publish = publish
@@ -196,7 +206,7 @@ class PersonaWriter:
         self._clock = clock
         self._telemetry = telemetry
         self._on_done = on_done
-        self._cascade = Cascade(self._wordings, student, configuration, telemetry)
+        self._cascade = Cascade(self._wordings, student, teacher, configuration, telemetry)
         self._gate = _gate_of(configuration, telemetry) if student else None
         # Those that wait for the budget take no place from the others: a removal behind them is read and done.
         places = configuration.look_ahead + (configuration.budget_look_ahead if self._gate else 0)
@@ -232,6 +242,11 @@ class PersonaWriter:
     def student_available(self) -> bool:
         """False while the student does not answer. True without a student: templates need none."""
         return self._cascade.student_available
+
+    @property
+    def wording_figures(self) -> Mapping[str, int]:
+        """What each tier worded and took since the start: see `Cascade.figures`."""
+        return self._cascade.figures
 
     @property
     def store_available(self) -> bool:
@@ -436,7 +451,7 @@ class PersonaWriter:
         written = await self._write(job)
         if not await self._land(job, written, _previous(latest)):
             return Outcome.SUPERSEDED
-        return Outcome.STUDENT if written.tier is Tier.STUDENT else Outcome.TEMPLATE
+        return _OUTCOMES[written.tier]
 
     async def _upgrade(self, job: _Job) -> Outcome:
         request = job.request
@@ -496,27 +511,32 @@ class PersonaWriter:
         return await self._within_budget(job, remaining_ms / 1000)
 
     async def _within_budget(self, job: _Job, remaining_seconds: float | None) -> Written:
-        """The student's texts once the budget lets it word them, plain ones if it does not in time.
+        """A model's texts once the budget lets the student word them, plain ones if it does not in time.
 
-        What needs no tokens does not wait.
+        What needs no tokens of the student does not wait.
         """
-        request = job.request
-        texts = await self._cascade.texts_to_pay(request) if self._gate is not None else 0
-        if self._gate is None or not texts:
-            return await self._cascade.worded(request, remaining_seconds)
-        loop = asyncio.get_running_loop()
+        request, loop = job.request, asyncio.get_running_loop()
         deadline = None if remaining_seconds is None else loop.time() + remaining_seconds
+
+        def left() -> float | None:
+            return None if deadline is None else deadline - loop.time()
+
+        answers = await self._cascade.taught(request, remaining_seconds)
+        texts = await self._cascade.texts_to_pay(request, answers) if self._gate is not None else 0
+        if self._gate is None or not texts:
+            return await self._cascade.worded(request, left(), answers)
         ticket = await self._turn_of(job, self._gate, texts, deadline)
         if ticket is None:
-            return await self._cascade.worded(request, 0.0)
+            return await self._cascade.worded(request, 0.0, answers)
         tokens, paid = None, 0
         try:
             # The cache is read again: others may have worded the same texts meanwhile.
-            written = await self._cascade.worded(request, None if deadline is None else deadline - loop.time())
+            written = await self._cascade.worded(request, left(), answers)
             # Without all answers it is not known what the student worked for: what was expected stays charged.
-            if written.tier is Tier.STUDENT:
-                tokens = written.model.tokens_in + written.model.tokens_out
-            paid = written.model.items - written.model.items_cached if written.tier is Tier.STUDENT else 0
+            if written.tier is not Tier.TEMPLATE:
+                model = written.model
+                tokens = model.tokens_in + model.tokens_out - model.teacher_tokens_in - model.teacher_tokens_out
+                paid = model.items - model.items_cached - model.items_teacher
             return written
         finally:
             self._gate.leave(ticket, tokens, paid)

@@ -120,10 +120,8 @@ class ChatTeacher:
                 reply = await self._post(chat, seed)
                 return self._answer(reply, round((time.monotonic() - began) * 1000))
         except TimeoutError as error:
-            message = (
-                f"no answer within {self._deadline:g} s" if asked else f"no free place within {self._deadline:g} s"
-            )
-            raise (TeacherUnavailable if asked else TeacherFailed)(self._message(message)) from error
+            kind, what = (TeacherUnavailable, "answer") if asked else (TeacherFailed, "free place")
+            raise kind(self._message(f"no {what} within {self._deadline:g} s")) from error
 
     async def close(self) -> None:
         """See `TeacherClient.close`."""
@@ -245,9 +243,7 @@ def _check(settings: Settings) -> None:
     if parts.scheme not in ("http", "https", "triton") or not parts.hostname:
         raise SettingsError("PERSONAS_TEACHER_URL must be http(s)://host[:port]/v1 or triton://host:port/model")
     if parts.username or parts.password or parts.query or parts.fragment:
-        raise SettingsError(
-            "PERSONAS_TEACHER_URL must hold no user, query or fragment; a key: PERSONAS_TEACHER_API_KEY"
-        )
+        raise SettingsError("PERSONAS_TEACHER_URL holds a user, query or fragment; a key is PERSONAS_TEACHER_API_KEY")
     if parts.scheme == "triton" and (parts.port is None or not parts.path.strip("/")):
         raise SettingsError("PERSONAS_TEACHER_URL must name port and model: triton://host:port/model")
     if parts.scheme != "triton" and not settings.teacher_model:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from streams.teaching import TeacherPolicy
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +20,7 @@ class WriterConfiguration:
     first_pause_seconds, longest_pause_seconds: bounds of the back-off.
     topic_prefix: put before the source topic in dead letters.
     student_id: name/version of the student that cached wordings are looked up for until the first answer tells it.
+    teacher_policy: which requests a teacher words at once, if there is one.
     """
 
     look_ahead: int = 64
@@ -31,6 +34,7 @@ class WriterConfiguration:
     longest_pause_seconds: float = 15.0
     topic_prefix: str = ""
     student_id: str = "student/1"
+    teacher_policy: TeacherPolicy = field(default_factory=TeacherPolicy)
 
 
 def pause_seconds(failures: int, configuration: WriterConfiguration) -> float:
