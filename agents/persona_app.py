@@ -15,11 +15,13 @@ from typing import Any, Final
 from agents.batch_intake import with_batch_intake
 from agents.faust_apps import create_app, input_record, is_current, produce, raw_topic
 from agents.page.source import Health
-from agents.persona_writer import PersonaWriter, WriterConfiguration, WriterStopped
+from agents.persona_writer import PersonaWriter, WriterStopped
 from agents.settings import Settings
 from agents.stores.ports import PersonaStore
 from agents.student_client import TritonStudent
+from agents.teacher_client import policy_of, teacher_of
 from agents.telemetry import Telemetry
+from agents.writer_configuration import WriterConfiguration
 from streams import topics
 from streams.watch import InputRecord, Output
 
@@ -37,6 +39,7 @@ class PersonaApp:
     def __init__(self, settings: Settings, store: PersonaStore, telemetry: Telemetry) -> None:
         self._settings = settings
         self._student = TritonStudent(settings)
+        self._teacher = teacher_of(settings)
         self._events: dict[tuple[str, int], dict[int, Any]] = defaultdict(dict)
         self._writer = PersonaWriter(
             store,
@@ -46,10 +49,12 @@ class PersonaApp:
                 budget_tokens_per_hour=settings.budget_tokens_per_hour,
                 budget_in_flight=settings.student_concurrency,
                 topic_prefix=settings.topic_prefix,
+                teacher_policy=policy_of(settings),
             ),
             lambda: time.time_ns() // 1_000_000,
             telemetry,
             self._acknowledge,
+            self._teacher,
         )
         self._failing: asyncio.Task[None] | None = None
         # A request can wait for the student for hours. A rebalance must not: what is unfinished is given up and read
@@ -73,11 +78,16 @@ class PersonaApp:
         await self._writer.stop(self._settings.shutdown_seconds / 2)
         await self.app.stop()
         await self._student.close()
+        if self._teacher is not None:
+            await self._teacher.close()
         if self._failing is not None:
             self._failing.cancel()
 
     async def health(self) -> Health:
-        """Down while the store does not answer; degraded while the student does not: requests wait."""
+        """Down while the store does not answer; degraded while the student does not: requests wait.
+
+        A teacher that does not answer changes nothing: texts go without it.
+        """
         if not self._writer.store_available:
             return Health.DOWN
         return Health.OK if await self._student_answers() else Health.DEGRADED

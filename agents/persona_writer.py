@@ -11,22 +11,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
-import time
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import partial
-from hashlib import blake2b
 from typing import Final, TypeAlias, TypeVar
 
-import orjson
-
 from agents.budget_gate import BudgetGate
+from agents.cascade import Cascade, Written
 from agents.stores.ports import PersonaStore, StoredPersona, StoreError, StoreRejected, StoreUnavailable
-from agents.student_client import Answer, StudentClient, StudentFailed, StudentUnavailable
+from agents.student_client import StudentClient
+from agents.teacher_client import TeacherClient
 from agents.telemetry import (
     COALESCED,
     DEAD_LETTERS,
@@ -34,53 +31,31 @@ from agents.telemetry import (
     PERSONAS,
     REMOVALS,
     STORE_SECONDS,
-    STUDENT_CALLS,
-    STUDENT_SECONDS,
-    STUDENT_TOKENS,
-    WORDINGS,
     AttributeValue,
     Telemetry,
 )
+from agents.writer_configuration import WriterConfiguration, pause_seconds
 from streams import topics
 from streams.budget import Ticket, priority
 from streams.columns import Headers
 from streams.dead_letters import dead_letter
 from streams.decoding import Rejected, RejectReason, UnreadableRecordError, decode_persona, decode_request, printable
 from streams.personas import (
-    TEMPLATE_MODEL,
     ErasureReceipt,
-    Plan,
     compose,
-    content_keys,
-    context_of,
-    merge,
-    plan,
     receipt_key,
-    texts_of,
-    without_unworded_topics,
 )
-from streams.prompts import Prompt, build_prompt
-from streams.records import Command, Model, Persona, RefreshRequest, Tier, encode, removal_version
+from streams.records import Command, Persona, RefreshRequest, Tier, encode, removal_version
 from streams.watch import InputRecord, Output
 from streams.wording import (
     MAXIMUM_INTERESTS,
     MAXIMUM_NOVEL,
-    Wording,
-    WordingRejected,
-    WordingTask,
-    parse_wording,
-    split_task,
-    task_keys,
-    template_wording,
 )
 
 MAXIMUM_PERSONA_BYTES: Final = 1_000_000
 """A larger one would be refused by the broker after it was stored."""
-ATTEMPTS: Final = 4
-"""Answers of the student that are looked at, for each text, before a plain one is written."""
 VERSIONS_PER_SEQUENCE: Final = 8
 ERASED_STORES: Final = ("personas_by_user", "persona_history", topics.PERSONAS)
-NO_MODEL: Final = Model("", "", "", 0, 0, 0)
 REMOVED: Final = ("reason", b"removed")
 _REASONS: Final = {Command.ERASE: "erased", Command.OPT_OUT: "opted_out"}
 
@@ -101,6 +76,7 @@ class Outcome(StrEnum):
     """What became of a request; each has exactly one."""
 
     STUDENT = "student"
+    TEACHER = "teacher"
     TEMPLATE = "template"
     REPUBLISHED = "republished"  # stored by an earlier attempt; the same bytes went out again
     SUPERSEDED = "superseded"
@@ -110,31 +86,11 @@ class Outcome(StrEnum):
     DEAD_LETTER = "dead_letter"
 
 
-@dataclass(frozen=True, slots=True)
-class WriterConfiguration:
-    """How the writer behaves.
-
-    look_ahead, upgrade_look_ahead: requests taken and not yet finished; submitting more waits.
-    budget_tokens_per_hour: tokens that the student may be paid, 0: no limit; budget_look_ahead: further refreshes that
-    may wait for them, a better one makes the worst a template; budget_in_flight: requests worded at once;
-    budget_holds_back: requests of a partition that may be taken behind one that waits; further ones make it a template.
-    store_patience_seconds: how long a store may be unavailable before the writer fails.
-    first_pause_seconds, longest_pause_seconds: bounds of the back-off.
-    topic_prefix: put before the source topic in dead letters.
-    student_id: name/version of the student that cached wordings are looked up for until the first answer tells it.
-    """
-
-    look_ahead: int = 64
-    upgrade_look_ahead: int = 4
-    budget_tokens_per_hour: int = 0
-    budget_look_ahead: int = 512
-    budget_in_flight: int = 8
-    budget_holds_back: int = 4096
-    store_patience_seconds: float = 120.0
-    first_pause_seconds: float = 0.2
-    longest_pause_seconds: float = 15.0
-    topic_prefix: str = ""
-    student_id: str = "student/1"
+_OUTCOMES: Final = {
+    Tier.TEMPLATE: Outcome.TEMPLATE,
+    Tier.STUDENT: Outcome.STUDENT,
+    Tier.TEACHER: Outcome.TEACHER,
+}
 
 
 class OrderedAcks:
@@ -181,68 +137,6 @@ class OrderedAcks:
         return offset <= self._last
 
 
-class Circuit:
-    """Calls of the student. After a failure one caller at a time tries again, with growing pauses; the others wait."""
-
-    def __init__(self, student: StudentClient, configuration: WriterConfiguration, telemetry: Telemetry) -> None:
-        self._student = student
-        self._configuration = configuration
-        self._telemetry = telemetry
-        self._failures = 0
-        self._probing = asyncio.Lock()
-
-    @property
-    def closed(self) -> bool:
-        """Whether the last call reached the student."""
-        return not self._failures
-
-    async def word(self, prompt: Prompt, seed: int) -> Answer:
-        """The student's answer, however long it is unavailable. Raises StudentFailed."""
-        while True:
-            with suppress(StudentUnavailable):
-                if self.closed:
-                    return await self._call(prompt, seed)
-                async with self._probing:
-                    if not self.closed:
-                        await asyncio.sleep(pause_seconds(self._failures, self._configuration))
-                        return await self._call(prompt, seed)
-
-    async def _call(self, prompt: Prompt, seed: int) -> Answer:
-        before, started = self._failures, time.monotonic()
-        try:
-            with self._telemetry.span("student.call"):
-                answer = await self._student.word(prompt, seed=seed)
-        except StudentUnavailable as error:
-            if self.closed:
-                logger.warning("the student is unavailable, requests wait: %s", error)
-            # Calls that were in flight together fail together: that is one failure, not many in a row.
-            self._failures = max(self._failures, before + 1)
-            self._count("unavailable", time.monotonic() - started)
-            raise
-        except StudentFailed:
-            self._failures = 0
-            self._count("failed", time.monotonic() - started)
-            raise
-        if self._failures:
-            logger.info("the student answers again")
-        self._failures = 0
-        self._telemetry.observe(STUDENT_SECONDS, time.monotonic() - started, "answered")
-        self._telemetry.count(STUDENT_TOKENS, answer.tokens_in, "in")
-        self._telemetry.count(STUDENT_TOKENS, answer.tokens_out, "out")
-        return answer
-
-    def _count(self, outcome: str, seconds: float) -> None:
-        self._telemetry.count(STUDENT_CALLS, 1, outcome)
-        self._telemetry.observe(STUDENT_SECONDS, seconds, outcome)
-
-
-def pause_seconds(failures: int, configuration: WriterConfiguration) -> float:
-    """Pause after so many failures in a row: doubled each time up to the longest, times 0.5 to 1 so workers part."""
-    doubled = configuration.first_pause_seconds * 2.0 ** min(failures - 1, 32)
-    pause = min(configuration.longest_pause_seconds, doubled)
-    return pause * random.uniform(0.5, 1.0)  # noqa: S311 - not a secret
-
-
 @dataclass(slots=True)
 class _Intake:
     """A request topic: its free places, its partitions, and how often each was given up."""
@@ -287,40 +181,6 @@ class _Lane:
     running: _Job | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class _Written:
-    """Texts for a whole persona, and where they are from.
-
-    request: what they word, perhaps less than what was asked for; upgrade: the student should word it later.
-    """
-
-    request: RefreshRequest
-    texts: Wording
-    tier: Tier
-    model: Model
-    cached: bool = False
-    rows: Mapping[str, bytes] = field(default_factory=dict)
-    upgrade: bool = False
-
-
-@dataclass(slots=True)
-class _Answers:
-    """The student's texts by key, and what they cost. latency_ms: of the slowest text, as all are asked for at once."""
-
-    texts: dict[str, str] = field(default_factory=dict)
-    model: Model = NO_MODEL
-
-    def pay(self, prompt: Prompt, answer: Answer, latency_ms: int) -> None:
-        self.model = Model(
-            name=answer.model_name,
-            version=answer.model_version,
-            prompt_hash=prompt.prompt_hash,
-            tokens_in=self.model.tokens_in + answer.tokens_in,
-            tokens_out=self.model.tokens_out + answer.tokens_out,
-            latency_ms=max(self.model.latency_ms, latency_ms),
-        )
-
-
 class PersonaWriter:
     """Answers requests. Make it inside a running loop; feed it with `submit`, await `run` beside it, end with `stop`.
 
@@ -336,18 +196,17 @@ class PersonaWriter:
         clock: Callable[[], int],
         telemetry: Telemetry,
         on_done: Done,
+        teacher: TeacherClient | None = None,
     ) -> None:
-        """`student` None writes templates only; `clock` gives milliseconds UTC."""
+        """`student` None writes templates only, whatever the teacher; `clock` gives milliseconds UTC."""
         self.counts: Counter[Outcome] = Counter()
         self._store = store
-        self._student = student
         self._publish = publish
         self._configuration = configuration
         self._clock = clock
         self._telemetry = telemetry
         self._on_done = on_done
-        self._circuit = Circuit(student, configuration, telemetry) if student else None
-        self._student_id = configuration.student_id
+        self._cascade = Cascade(self._wordings, student, teacher, configuration, telemetry)
         self._gate = _gate_of(configuration, telemetry) if student else None
         # Those that wait for the budget take no place from the others: a removal behind them is read and done.
         places = configuration.look_ahead + (configuration.budget_look_ahead if self._gate else 0)
@@ -382,7 +241,12 @@ class PersonaWriter:
     @property
     def student_available(self) -> bool:
         """False while the student does not answer. True without a student: templates need none."""
-        return self._circuit is None or self._circuit.closed
+        return self._cascade.student_available
+
+    @property
+    def wording_figures(self) -> Mapping[str, int]:
+        """What each tier worded and took since the start: see `Cascade.figures`."""
+        return self._cascade.figures
 
     @property
     def store_available(self) -> bool:
@@ -587,12 +451,12 @@ class PersonaWriter:
         written = await self._write(job)
         if not await self._land(job, written, _previous(latest)):
             return Outcome.SUPERSEDED
-        return Outcome.STUDENT if written.tier is Tier.STUDENT else Outcome.TEMPLATE
+        return _OUTCOMES[written.tier]
 
     async def _upgrade(self, job: _Job) -> Outcome:
         request = job.request
         latest = await self._latest(request.user_id)
-        if latest is None or not _answers(latest, request) or not self._wants_student(request):
+        if latest is None or not _answers(latest, request) or not self._cascade.wants_student(request):
             return Outcome.NOT_UPGRADED
         if latest.tier != Tier.TEMPLATE:
             return await self._republish(job, latest)
@@ -606,7 +470,7 @@ class PersonaWriter:
     async def _republish(self, job: _Job, stored: StoredPersona) -> Outcome:
         """Publish stored bytes again: it is not known whether they went out before the last stop."""
         job.landing = True
-        again = stored.tier == Tier.TEMPLATE and self._wants_student(job.request)
+        again = stored.tier == Tier.TEMPLATE and self._cascade.wants_student(job.request)
         await self._publish_persona(job, stored.body, upgrade=again)
         await self._settle(job, stored.body)
         return Outcome.REPUBLISHED
@@ -639,42 +503,40 @@ class PersonaWriter:
 
     # Wording
 
-    def _wants_student(self, request: RefreshRequest) -> bool:
-        if self._student is None or request.tier_limit is Tier.TEMPLATE:
-            return False
-        return bool(context_of(request).interests)  # of nothing a model can only invent
-
-    async def _write(self, job: _Job) -> _Written:
+    async def _write(self, job: _Job) -> Written:
         request = job.request
-        if not self._wants_student(request):
-            whole = plan(request, content_keys(request, TEMPLATE_MODEL.name), {})
-            model = replace(TEMPLATE_MODEL, items=len(whole.missing))
-            return _Written(request, merge(whole, _template(whole)), Tier.TEMPLATE, model)
+        if not self._cascade.wants_student(request):
+            return self._cascade.plain(request)
         remaining_ms = job.record.timestamp + request.expires_after_ms - self._clock()
         return await self._within_budget(job, remaining_ms / 1000)
 
-    async def _within_budget(self, job: _Job, remaining_seconds: float | None) -> _Written:
-        """The student's texts once the budget lets it word them, plain ones if it does not in time.
+    async def _within_budget(self, job: _Job, remaining_seconds: float | None) -> Written:
+        """A model's texts once the budget lets the student word them, plain ones if it does not in time.
 
-        What needs no tokens does not wait.
+        What needs no tokens of the student does not wait.
         """
-        request = job.request
-        texts = await self._texts_to_pay(request) if self._gate is not None else 0
-        if self._gate is None or not texts:
-            return await self._student_written(request, remaining_seconds)
-        loop = asyncio.get_running_loop()
+        request, loop = job.request, asyncio.get_running_loop()
         deadline = None if remaining_seconds is None else loop.time() + remaining_seconds
+
+        def left() -> float | None:
+            return None if deadline is None else deadline - loop.time()
+
+        answers = await self._cascade.taught(request, remaining_seconds)
+        texts = await self._cascade.texts_to_pay(request, answers) if self._gate is not None else 0
+        if self._gate is None or not texts:
+            return await self._cascade.worded(request, left(), answers)
         ticket = await self._turn_of(job, self._gate, texts, deadline)
         if ticket is None:
-            return await self._student_written(request, 0.0)
+            return await self._cascade.worded(request, 0.0, answers)
         tokens, paid = None, 0
         try:
             # The cache is read again: others may have worded the same texts meanwhile.
-            written = await self._student_written(request, None if deadline is None else deadline - loop.time())
+            written = await self._cascade.worded(request, left(), answers)
             # Without all answers it is not known what the student worked for: what was expected stays charged.
-            if written.tier is Tier.STUDENT:
-                tokens = written.model.tokens_in + written.model.tokens_out
-            paid = written.model.items - written.model.items_cached if written.tier is Tier.STUDENT else 0
+            if written.tier is not Tier.TEMPLATE:
+                model = written.model
+                tokens = model.tokens_in + model.tokens_out - model.teacher_tokens_in - model.teacher_tokens_out
+                paid = model.items - model.items_cached - model.items_teacher
             return written
         finally:
             self._gate.leave(ticket, tokens, paid)
@@ -689,89 +551,9 @@ class PersonaWriter:
         finally:
             job.waiting = None
 
-    async def _texts_to_pay(self, request: RefreshRequest) -> int:
-        keys = content_keys(request, self._student_id)
-        cached = await self._stored("wordings", lambda: self._store.wordings(list(keys)))
-        return len(plan(request, keys, cached).missing)
-
-    async def _student_written(self, request: RefreshRequest, remaining_seconds: float | None) -> _Written:
-        """The student's texts, cached ones included; plain ones, and the lowest tier, where it has none in time."""
-        student_id = self._student_id
-        keys = content_keys(request, student_id)
-        cached = await self._stored("wordings", lambda: self._store.wordings(list(keys)))
-        planned = plan(request, keys, cached)
-        self._telemetry.count(WORDINGS, len(planned.known), "hit")
-        self._telemetry.count(WORDINGS, len(planned.missing), "miss")
-        items = len(list(keys))
-        if planned.task is None:
-            name, _, version = student_id.rpartition("/")
-            model = Model(name, version, "", 0, 0, 0, items, items)
-            return _Written(request, merge(planned, None), Tier.STUDENT, model, cached=True)
-        answers = await self._ask(request, planned, remaining_seconds)
-        paid = replace(answers.model, items=items, items_cached=len(planned.known))
-        rows = {key: text.encode() for key, text in answers.texts.items()}
-        completed = plan(request, keys, {**cached, **rows})
-        stated = without_unworded_topics(request, completed)
-        completed = plan(stated, content_keys(stated, student_id), {**cached, **rows})
-        if completed.task is None and not _repeats_itself(stated, completed):
-            rows = self._cacheable(student_id, answers.model, rows)
-            return _Written(stated, merge(completed, None), Tier.STUDENT, paid, rows=rows)
-        if completed.task is None:
-            logger.warning("request %s: the student says the same twice", request.request_id)
-            completed, rows = planned, {}
-        model = replace(paid, name=TEMPLATE_MODEL.name, version=TEMPLATE_MODEL.version)
-        texts = merge(completed, _template(completed))
-        rows = self._cacheable(student_id, answers.model, rows)
-        return _Written(request, texts, Tier.TEMPLATE, model, rows=rows, upgrade=True)
-
-    async def _ask(self, request: RefreshRequest, planned: Plan, remaining_seconds: float | None) -> _Answers:
-        """Ask for each missing text on its own, all at once; what fails or comes too late is left out."""
-        answers = _Answers()
-        if planned.task is None or (remaining_seconds is not None and remaining_seconds <= 0):
-            return answers
-        limit = asyncio.timeout(remaining_seconds)
-        try:
-            async with limit, asyncio.TaskGroup() as group:
-                for key, piece in zip(planned.missing, split_task(planned.task), strict=True):
-                    group.create_task(self._ask_piece(request, key, piece, answers))
-        except TimeoutError:
-            if not limit.expired():
-                raise
-            logger.warning("request %s waited past its time for the student", request.request_id)
-        return answers
-
-    async def _ask_piece(self, request: RefreshRequest, key: str, piece: WordingTask, answers: _Answers) -> None:
-        assert self._circuit is not None  # noqa: S101 - callers ask `_wants_student` first
-        prompt = build_prompt(piece)
-        latency_ms = 0
-        for attempt in range(ATTEMPTS):
-            try:
-                answer = await self._circuit.word(prompt, seed_of(request.request_id, attempt))
-                latency_ms += answer.latency_ms
-                answers.pay(prompt, answer, latency_ms)
-                (answers.texts[key],) = texts_of(parse_wording(answer.text, piece))
-            except StudentFailed as error:
-                logger.warning("request %s: the student refused: %s", request.request_id, error)
-                return
-            except WordingRejected as error:
-                self._telemetry.count(STUDENT_CALLS, 1, "rejected")
-                logger.info("request %s: an answer was not usable: %s", request.request_id, error)
-            else:
-                self._telemetry.count(STUDENT_CALLS, 1, "used")
-                return
-
-    def _cacheable(self, student_id: str, model: Model, rows: dict[str, bytes]) -> dict[str, bytes]:
-        """The rows, unless their keys are those of another student than the one that answered."""
-        answered_by = f"{model.name}/{model.version}"
-        if not rows or answered_by == student_id:
-            return rows
-        logger.info("the student is %s, was %s", answered_by, student_id)
-        self._student_id = answered_by
-        return {}
-
     # Storing and publishing
 
-    async def _land(self, job: _Job, written: _Written, previous: Persona | None) -> bool:
+    async def _land(self, job: _Job, written: Written, previous: Persona | None) -> bool:
         """Store, publish, cache. False if a removal or a newer persona stands above this one."""
         request = written.request
         persona = compose(
@@ -837,6 +619,9 @@ class PersonaWriter:
     async def _latest(self, user_id: str) -> StoredPersona | None:
         return await self._stored("latest", lambda: self._store.latest(user_id))
 
+    async def _wordings(self, keys: Sequence[str]) -> Mapping[str, bytes]:
+        return await self._stored("wordings", lambda: self._store.wordings(keys))
+
     async def _stored(self, operation: str, call: Callable[[], Awaitable[T]]) -> T:
         """A store operation, tried again while the store is unavailable. Raises StoreUnavailable past the patience."""
         loop = asyncio.get_running_loop()
@@ -888,14 +673,6 @@ def read_request(value: bytes | None) -> RefreshRequest | Rejected:
     return request
 
 
-def seed_of(request_id: str, attempt: int) -> int:
-    """Sampling seed of an attempt: 0, which is greedy, at first; then one that the same request gets again."""
-    if not attempt:
-        return 0
-    digest = blake2b(f"{attempt}/{request_id}".encode(), digest_size=4).digest()
-    return (int.from_bytes(digest, "big") & 0x7FFF_FFFF) or 1
-
-
 def _gate_of(configuration: WriterConfiguration, telemetry: Telemetry) -> BudgetGate | None:
     if not configuration.budget_tokens_per_hour:
         return None
@@ -928,19 +705,3 @@ def _previous(stored: StoredPersona | None) -> Persona | None:
     except UnreadableRecordError as error:
         logger.warning("the stored persona of request %s is taken as absent: %s", stored.request_id, error)
         return None
-
-
-def _template(planned: Plan) -> Wording | None:
-    return template_wording(planned.task) if planned.task is not None else None
-
-
-def _repeats_itself(request: RefreshRequest, completed: Plan) -> bool:
-    """Whether two texts say the same, cached ones included: each was checked alone."""
-    whole = plan(request, completed.keys, {}).task
-    assert whole is not None  # noqa: S101 - nothing is known, so all is asked for
-    texts = texts_of(merge(completed, None))
-    try:
-        parse_wording(orjson.dumps(dict(zip(task_keys(whole), texts, strict=True))).decode(), whole)
-    except WordingRejected as error:
-        return error.reason == "repetition"
-    return False

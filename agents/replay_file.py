@@ -6,23 +6,26 @@ import gzip
 import sys
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
 import orjson
 
-from agents.persona_writer import PersonaWriter, WriterConfiguration
+from agents.persona_writer import PersonaWriter
 from agents.replay import Control, EndBootstrap, Event, Item, ReplayDriver, append_times, as_bootstrap
 from agents.settings import Settings
 from agents.stores.memory import MemoryStore
 from agents.student_client import StudentClient
+from agents.teacher_client import TeacherClient
 from agents.telemetry import Telemetry
+from agents.writer_configuration import WriterConfiguration
 from streams import topics
 from streams.decoding import Rejected
 from streams.records import UnknownVideo
 from streams.registry import Registry
+from streams.teaching import TeacherPolicy
 from streams.watch import InputRecord, Outcome, Output, WatchConfiguration
 
 KeyOf: TypeAlias = Callable[[bytes], bytes | None]
@@ -128,19 +131,23 @@ async def replay_events(
     registry: Registry,
     *,
     student: StudentClient | None = None,
+    teacher: TeacherClient | None = None,
+    policy: TeacherPolicy | None = None,
     bootstrap: bool = False,
     progress: Callable[[int], None] = lambda _: None,
 ) -> Replayed:
     """Run events and controls (each after the events up to its ts) through the handlers and the writer.
 
-    Without a student two runs give the same bytes. `progress` is told how many more events were handled.
+    Without a student two runs give the same bytes, and no teacher is asked. policy: what the teacher words at once,
+    None: nothing. `progress` is told how many more events were handled.
     """
     driver = ReplayDriver(configuration, registry)
     for chunk in _chunks(_script(events, controls, bootstrap=bootstrap)):
         await driver.run(chunk)
         progress(sum(isinstance(item, Event) for item in chunk))
     requests = driver.outputs(topics.REFRESH_REQUESTS)
-    written = await _write_personas(requests, student)
+    configured = WriterConfiguration(teacher_policy=policy or TeacherPolicy())
+    written, figures = await _write_personas(requests, student, teacher, configured)
     letters = [
         output
         for name in (topics.WATCH_EVENTS, topics.USER_CONTROLS)
@@ -153,7 +160,8 @@ async def replay_events(
         "personas.jsonl": [_persona_line(output) for output in personas],
         "dead_letters.jsonl": [output.value or b"" for output in letters],
     }
-    return Replayed(lines, _summary(driver, configuration, registry, len(events), lines))
+    summary = _summary(driver, configuration, registry, len(events), lines)
+    return Replayed(lines, {**summary, "wording": dict(sorted(figures.items()))})
 
 
 def _script(events: Sequence[Event], controls: Sequence[Control], *, bootstrap: bool) -> Iterator[Item]:
@@ -177,8 +185,16 @@ def _chunks(script: Iterator[Item], size: int = 1000) -> Iterator[list[Item]]:
     yield chunk
 
 
-async def _write_personas(requests: Sequence[Output], student: StudentClient | None) -> list[Output]:
-    """Answer the requests, one after the other without a student: then nothing depends on timing."""
+async def _write_personas(
+    requests: Sequence[Output],
+    student: StudentClient | None,
+    teacher: TeacherClient | None,
+    configuration: WriterConfiguration,
+) -> tuple[list[Output], Mapping[str, int]]:
+    """Answer the requests, one after the other without a student: then nothing depends on timing.
+
+    With the outputs come the figures of each tier: see `Cascade.figures`.
+    """
     written: list[Output] = []
     clock = _Clock()
 
@@ -186,16 +202,17 @@ async def _write_personas(requests: Sequence[Output], student: StudentClient | N
         written.extend(outputs)
 
     writer = PersonaWriter(
-        MemoryStore(), student, publish, WriterConfiguration(), clock, Telemetry(None, None), lambda *_: None
+        MemoryStore(), student, publish, configuration, clock, Telemetry(None, None), lambda *_: None, teacher
     )
     for offset, output in enumerate(requests):
         clock.now = int(orjson.loads(output.value or b"{}")["as_of"])
-        await writer.submit(InputRecord(offset, output.key, output.value, clock.now), 0)
+        # The clock leaps from request to request while a model words the earlier ones: none of them expires by that.
+        await writer.submit(InputRecord(offset, output.key, output.value, LAST_APPEND_TIME), 0)
         if student is None:
             await writer.idle()
     await writer.idle()
     await writer.stop(0.0)
-    return written
+    return written, writer.wording_figures
 
 
 class _Clock:

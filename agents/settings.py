@@ -53,6 +53,22 @@ class Settings:
             "help": "tokens, in and out, that the student may be paid an hour by all workers together; 0: no limit"
         },
     )
+    teacher_url: str = field(
+        default="",
+        metadata={"help": "teacher: http(s)://host/v1 (OpenAI-compatible) or triton://host:port/model; empty: none"},
+    )
+    teacher_model: str = field(default="", metadata={"help": "the teacher's model name, for an http(s) teacher"})
+    teacher_api_key: str = field(default="", repr=False, metadata={"help": "key of an http(s) teacher", "secret": True})
+    teacher_concurrency: int = field(default=4, metadata={"help": "teacher calls in flight per worker"})
+    teacher_deadline_seconds: float = field(
+        default=20.0, metadata={"help": "time limit of one teacher call, waiting for a place included"}
+    )
+    teacher_share: float = field(
+        default=0.0, metadata={"help": "share of requests, 0 to 1, that the teacher words at once; 0: none"}
+    )
+    teacher_interests: int = field(
+        default=0, metadata={"help": "the teacher words mature viewers of so many interests at once; 0: none"}
+    )
     registry: Path = field(
         default=Path(), metadata={"help": "folder of a registry snapshot; empty: the packaged demo registry"}
     )

@@ -187,9 +187,10 @@ def _inputs(prompt: Prompt, seed: int) -> list[Any]:
         "sampling_param_seed": ("UINT64", np.uint64(seed)),
         "sampling_param_exclude_input_from_output": ("BOOL", np.bool_(True)),
         "return_finish_reason": ("BOOL", np.bool_(True)),
-        "guided_decoding_guide_type": ("BYTES", b"ebnf_grammar"),
-        "guided_decoding_guide": ("BYTES", prompt.grammar.encode()),
     }
+    if prompt.grammar:
+        values["guided_decoding_guide_type"] = ("BYTES", b"ebnf_grammar")
+        values["guided_decoding_guide"] = ("BYTES", prompt.grammar.encode())
     inputs = []
     for name, (kind, value) in values.items():
         tensor = triton.InferInput(name, [1], kind)

@@ -97,8 +97,15 @@ PERSONAS: Final = _counter("personas", "{persona}", "Personas published", "tier"
 REMOVALS: Final = _counter("removals", "{persona}", "Tombstones published", "reason")
 STUDENT_CALLS: Final = _counter("student.calls", "{call}", "Calls of the student model", "outcome")
 STUDENT_TOKENS: Final = _counter("student.tokens", "{token}", "Tokens of student calls", "direction")
+TEACHER_CALLS: Final = _counter("teacher.calls", "{call}", "Calls of the teacher model", "outcome")
+TEACHER_TOKENS: Final = _counter("teacher.tokens", "{token}", "Tokens of teacher calls", "direction")
+TEXTS: Final = _counter("texts", "{text}", "Texts of requests that were worded, by where they came from", "tier")
+FIRST_TRIES: Final = _counter(
+    "first_tries", "{text}", "First answers for a text, by whether they passed the checks", "tier", "outcome"
+)
 WORDINGS: Final = _counter("wordings", "{item}", "Items worded, by whether the cache had them", "cache")
 STUDENT_SECONDS: Final = _seconds("student.duration", "Time of one student call", _LONG_SECONDS, "outcome")
+TEACHER_SECONDS: Final = _seconds("teacher.duration", "Time of one teacher call", _LONG_SECONDS, "outcome")
 STORE_SECONDS: Final = _seconds("store.duration", "One store operation", _SHORT_SECONDS, "operation", "outcome")
 PERSONA_SECONDS: Final = _seconds("persona.delay", "From request to published persona", _LONG_SECONDS, "tier")
 FLUSH_SECONDS: Final = _seconds("flush.duration", "Awaiting acknowledgements", _SHORT_SECONDS, "step")
@@ -128,8 +135,13 @@ CATALOGUE: Final = (
     REMOVALS,
     STUDENT_CALLS,
     STUDENT_TOKENS,
+    TEACHER_CALLS,
+    TEACHER_TOKENS,
+    TEXTS,
+    FIRST_TRIES,
     WORDINGS,
     STUDENT_SECONDS,
+    TEACHER_SECONDS,
     STORE_SECONDS,
     PERSONA_SECONDS,
     FLUSH_SECONDS,

@@ -300,7 +300,9 @@ class PersonaNovel:
 class Model:
     """Which model worded the persona and what it cost. Zero tokens means that all wording came from the cache.
 
-    items: texts of the persona (summary, descriptions, reasons); items_cached: those the wording cache had.
+    tokens_in, tokens_out: of all models, answers that were not used included; teacher_tokens_in, teacher_tokens_out:
+    the teacher's part of them. items: texts of the persona (summary, descriptions, reasons); items_cached: those the
+    wording cache had; items_teacher: those the teacher worded now.
     """
 
     name: str
@@ -311,6 +313,9 @@ class Model:
     latency_ms: int
     items: int = 0
     items_cached: int = 0
+    items_teacher: int = 0
+    teacher_tokens_in: int = 0
+    teacher_tokens_out: int = 0
 
 
 @dataclass(frozen=True, slots=True)

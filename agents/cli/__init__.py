@@ -31,6 +31,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "export": ("export", "Print everything stored about a viewer."),
     "doctor": ("doctor", "Check settings, connections, topics and key placement."),
     "repartition": ("repartition", "Give the per-user topics more partitions, keeping what was counted."),
+    "cost": ("cost", "Compute what the wording of personas costs, tier by tier."),
     "config": ("config", "Show the settings in force, secrets redacted."),
 }
 

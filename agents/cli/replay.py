@@ -37,7 +37,8 @@ COMPILE_FROM: Final = 20_000
     type=click.Choice(["none", "triton"]),
     default="none",
     show_default=True,
-    help="none words with templates, deterministically; triton asks the model at PERSONAS_TRITON_URL.",
+    help="none words with templates, deterministically; triton asks the model at PERSONAS_TRITON_URL, and the teacher "
+    "at PERSONAS_TEACHER_URL if that is set.",
 )
 @click.option(
     "--bootstrap", is_flag=True, help="Treat all events as history: one request per eligible viewer at the end."
@@ -55,8 +56,8 @@ def replay(
     """Run an event file (JSON lines, .gz or - for standard input) through the workers' own handlers, with no broker.
 
     Writes requests.jsonl, personas.jsonl, dead_letters.jsonl and summary.json to the folder. Every input line is in
-    exactly one class of the summary. Two runs over the same file write the same bytes, unless a model words the
-    personas.
+    exactly one class of the summary, whose `wording` has what each tier of the cascade worded and took. Two runs over
+    the same file write the same bytes, unless a model words the personas.
 
     Without --registry (or PERSONAS_REGISTRY) the packaged demo registry is extended by the videos of the file: each is
     placed at the cluster nearest to its title.
@@ -119,7 +120,9 @@ async def _run(
 
     from agents.replay_file import controls_of, replay_events
     from agents.student_client import TritonStudent
+    from agents.teacher_client import policy_of, teacher_of
 
+    teacher = teacher_of(settings) if use_student else None
     student: StudentClient | None = TritonStudent(settings) if use_student else None
     try:
         if student is not None and not await student.ready():
@@ -133,12 +136,16 @@ async def _run(
                 configuration,
                 registry,
                 student=student,
+                teacher=teacher,
+                policy=policy_of(settings),
                 bootstrap=bootstrap,
                 progress=lambda done: progress.advance(task, done),
             )
     finally:
         if student is not None:
             await student.close()
+        if teacher is not None:
+            await teacher.close()
     try:
         replayed.write(out)
     except OSError as error:

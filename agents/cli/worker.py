@@ -37,7 +37,7 @@ def worker(role: str, web_port: int | None, no_page: bool, log_json: bool, log_l
     from agents.worker import Role, run_worker
 
     settings = load_settings(web_port=web_port)
-    secrets = [settings.kafka_password, settings.cassandra_password]
+    secrets = [settings.kafka_password, settings.cassandra_password, settings.teacher_api_key]
     configure_logging(json=log_json, level=log_level.upper(), secrets=[secret for secret in secrets if secret])
     try:
         telemetry = create_telemetry()

@@ -16,12 +16,13 @@ import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 
 from agents.kafka_admin import prefixed
-from agents.persona_writer import Outcome, PersonaWriter, WriterConfiguration
+from agents.persona_writer import Outcome, PersonaWriter
 from agents.settings import Settings
 from agents.stores.cassandra import CassandraStore
 from agents.student_client import StudentClient, TritonStudent
 from agents.telemetry import create_telemetry
 from agents.topic_reader import TopicReader
+from agents.writer_configuration import WriterConfiguration
 from streams import topics
 from streams.controls import apply_control
 from streams.decoding import Rejected, decode_control, decode_persona, decode_record

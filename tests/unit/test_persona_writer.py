@@ -13,21 +13,14 @@ from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from agents.persona_writer import (
-    ATTEMPTS,
-    Circuit,
-    OrderedAcks,
-    Outcome,
-    PersonaWriter,
-    WriterConfiguration,
-    WriterStopped,
-    pause_seconds,
-    seed_of,
-)
+from agents.cascade import ATTEMPTS, seed_of
+from agents.circuits import Circuit
+from agents.persona_writer import OrderedAcks, Outcome, PersonaWriter, WriterStopped
 from agents.stores.memory import MemoryStore
 from agents.stores.ports import StoredPersona, StoreRejected, StoreUnavailable
 from agents.student_client import Answer, StudentFailed, StudentUnavailable
 from agents.telemetry import Telemetry, create_telemetry
+from agents.writer_configuration import WriterConfiguration, pause_seconds
 from streams import topics
 from streams.columns import Headers
 from streams.decoding import decode_persona, decode_record
