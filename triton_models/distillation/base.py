@@ -17,6 +17,8 @@ import numpy.typing as npt
 from gguf import GGUFReader, ReaderTensor
 from gguf.quants import dequantize
 
+from triton_models.distillation.adapter import WeightsError
+
 PROJECTIONS: Final = {
     "self_attn.q_proj": "attn_q",
     "self_attn.k_proj": "attn_k",
@@ -32,10 +34,6 @@ _NORMS: Final = {"input_layernorm": "attn_norm", "post_attention_layernorm": "ff
 _OUTSIDE_BLOCKS: Final = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
 _CONTROL_TOKEN: Final = 3
 _ENDS_OF_TEXT: Final = ("bos", "eos", "unknown", "padding")
-
-
-class WeightsError(ValueError):
-    """A file of weights is not what it must be; the message says which, what is wrong and what to do."""
 
 
 @dataclass(frozen=True, slots=True)
