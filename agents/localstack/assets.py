@@ -11,6 +11,7 @@ import argparse
 import fcntl
 import hashlib
 import itertools
+import signal
 import subprocess
 import sys
 import tempfile
@@ -294,6 +295,7 @@ def _place(content: bytes, sha256: str, target: Path, source: str) -> None:
 def main() -> None:
     """The command: `python -m agents.localstack.assets --help`."""
     arguments = _arguments()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that unfinished files are removed
     try:
         with shown_progress() as progress:
             assets = ensure_assets(assets_folder(load_settings()), arguments.parts or PARTS, progress)
