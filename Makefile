@@ -18,7 +18,7 @@ BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --no-input --require-hashes --only-binary=:all:
 PYTHONS := $(or $(PYTHON),python3.11 python3.12 python3 /usr/bin/python3.11 /usr/bin/python3.12 $(wildcard $(HOME)/.pyenv/versions/3.1[12].*/bin/python3))
 
-.PHONY: help setup demo test lint bench-drift bench-throughput bench-recovery bench-latency bench-novelty soak chaos lock clean
+.PHONY: help setup demo test lint bench-drift bench-throughput bench-recovery bench-latency bench-novelty soak chaos student student-hf lock clean
 
 help:
 	@echo 'make demo [SECONDS=120]   the whole system on this machine, with simulated viewers'
@@ -32,6 +32,8 @@ help:
 	@echo 'make chaos [SEED=1]       kills, pauses and refusals, compared with a plain count of the log (half an hour)'
 	@echo 'make soak                 30 minutes at 20,000 events a second, with kills'
 	@echo 'make setup                what the others need: .venv, jars, weights (PYTHON=... chooses the Python)'
+	@echo 'make student              the student alone: the adapter merged into the base model, and its checksum'
+	@echo 'make student-hf           the student as a Hugging Face folder in .personas/student-hf, for TensorRT-LLM'
 	@echo 'make lock                 rewrite the locks of requirements/ (needs uv)'
 	@echo 'make clean                stop the local stack; remove .venv, downloads and data'
 
@@ -69,6 +71,12 @@ soak: setup .venv/.stamp-dev
 
 chaos: setup .venv/.stamp-dev
 	@exec $(BIN)/python -m tests.chaos $(if $(SEED),--seed $(SEED))
+
+student: .venv/.stamp-runtime
+	@exec $(BIN)/python -m agents.localstack.assets student
+
+student-hf: .venv/.stamp-runtime
+	@exec $(BIN)/python -m agents.localstack.assets student --student-hf .personas/student-hf
 
 # A stamp is newer than what its step was made from.
 .venv/.stamp-python:

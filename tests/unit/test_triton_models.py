@@ -7,6 +7,7 @@ import json
 import os
 import struct
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +133,22 @@ def test_a_copy_is_made_once_and_again_when_the_weights_change(tmp_path: Path) -
     os.utime(source, ns=(made + 10**9, made + 10**9))
     readable_weights(source)
     assert copy.stat().st_mtime_ns != made
+
+
+def test_a_file_that_may_not_be_written_to_is_copied_to_the_temporary_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a read-only image. Root may write to any file, so the answer is given here."""
+    source = tmp_path / "image" / "tiny.gguf"
+    source.parent.mkdir()
+    source.write_bytes(gguf(8, bytes(68), 64))
+    assert readable_weights(source) == source
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(os, "access", lambda path, _: source.parent not in (path, *path.parents))
+    copy = readable_weights(source)
+    assert copy.is_relative_to(tmp_path / f"student-{os.getuid()}")
+    assert copy.read_bytes() == source.read_bytes()
+    assert readable_weights(source) == copy
 
 
 @pytest.mark.parametrize("content", [b"", b"GGUF", b"nonsense" * 10, b"GGUF" + struct.pack("<IQQ", 9, 1, 1)])

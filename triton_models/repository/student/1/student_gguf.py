@@ -1,8 +1,9 @@
-"""GGUF files as OpenVINO reads them without loss: tensors of type Q4_1 rewritten as Q8_0.
+"""GGUF files as OpenVINO reads them without loss: tensors of type Q4_1 rewritten as Q8_0, in a file it may write to.
 
 OpenVINO's reader keeps a Q4_1 block (value = scale x code + offset) as 4-bit codes with a whole-number zero point, so
 each block's offset is rounded to a multiple of its scale. That costs a small model most of its sense: it no longer
 repeats a list correctly. Q8_0 (value = scale x code) is read exactly, and takes 145 MB instead of 98 MB.
+The reader opens its file for writing, though it writes nothing: one in a read-only image needs a copy elsewhere.
 """
 
 from __future__ import annotations
@@ -38,9 +39,10 @@ class _Tensor:
 
 
 def readable_weights(weights: Path) -> Path:
-    """`weights` itself, or a copy with its Q4_1 tensors as Q8_0: beside it, or in the temporary folder if that fails.
+    """`weights` itself, or a copy if it has Q4_1 tensors (Q8_0 in the copy) or may not be written to.
 
-    A copy made before is used again while it is newer. Raises ModelConfigError for a file that is no GGUF 2 or 3.
+    The copy is made beside it, or in the temporary folder if that fails; one made before is used again while it is
+    newer. Raises ModelConfigError for a file that is no GGUF 2 or 3.
     """
     if weights.suffix != ".gguf":
         return weights
@@ -49,9 +51,10 @@ def readable_weights(weights: Path) -> Path:
             head, tensors, start, alignment = _read(source)
         except (struct.error, ValueError, KeyError) as error:
             raise ModelConfigError(f"{weights} is not a readable GGUF file: {error}") from error
-    if all(tensor.kind != _Q4_1 for tensor in tensors):
+    converts = any(tensor.kind == _Q4_1 for tensor in tensors)
+    if not converts and os.access(weights, os.W_OK):
         return weights
-    name = f"{weights.stem}.q8_0.gguf"
+    name = f"{weights.stem}.q8_0.gguf" if converts else f"{weights.stem}.copy.gguf"
     for folder in (weights.parent, Path(tempfile.gettempdir()) / f"student-{os.getuid()}"):
         copy = folder / name
         if copy.is_file() and copy.stat().st_mtime_ns >= weights.stat().st_mtime_ns:
@@ -61,7 +64,7 @@ def readable_weights(weights: Path) -> Path:
         if os.access(folder, os.W_OK):
             _convert(weights, copy, head, tensors, start, alignment)
             return copy
-    raise ModelConfigError(f"no folder to write {name} to: make {weights.parent} writable, or convert the file to Q8_0")
+    raise ModelConfigError(f"no folder to write {name} to: make {weights.parent} or the temporary folder writable")
 
 
 def _read(source: IO[bytes]) -> tuple[bytes, list[_Tensor], int, int]:
