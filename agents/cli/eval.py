@@ -138,7 +138,7 @@ def _evaluate(
     embedder = _embedder(settings)
     material = gather(settings, embedder, viewers, seed, own, _say)
     with _served(settings, address) as served:
-        measured = asyncio.run(_with_student(served, lambda client: measure(material, client, _say)))
+        measured = _ask(served, lambda client: measure(material, client, _say))
     measured = replace(measured, base=_base(settings, material) if base else None)
     _say("judging")
     found = figures(measured)
@@ -168,7 +168,7 @@ def _print_pairs(
         cases = packaged_cases(settings, held_out_platforms(), _embedder(settings), viewers, seed)
     chosen = spread(cases, count)
     with _served(settings, address) as served:
-        worded = asyncio.run(_with_student(served, lambda client: word_each(chosen, client, _counted)))
+        worded = _ask(served, lambda client: word_each(chosen, client, _counted))
     items = [{"student": one, "template": templated(one.case)} for one in worded]
     others = _base_worded(settings, chosen) if base else None
     for item, other in zip(items, others or [], strict=False):
@@ -193,7 +193,7 @@ def _base_worded(settings: Settings, cases: Sequence[Case]) -> list[Worded] | No
         _say(f"no {BASE_WEIGHTS} in {assets_folder(settings)}: the base model is left out")
         return None
     with started_student(settings, weights) as served:
-        return asyncio.run(_with_student(served, lambda client: word_each(cases, client, _counted)))
+        return _ask(served, lambda client: word_each(cases, client, _counted))
 
 
 def _served(settings: Settings, address: str | None) -> AbstractContextManager[Settings]:
@@ -203,6 +203,14 @@ def _served(settings: Settings, address: str | None) -> AbstractContextManager[S
     return started_student(settings) if address is None else nullcontext(replace(settings, triton_url=address))
 
 
+def _ask(settings: Settings, use: Callable[[StudentClient], Awaitable[T]]) -> T:
+    """Run `use` with a client of the student. Raises KeyboardInterrupt on SIGINT and SIGTERM, after all calls ended."""
+    try:
+        return asyncio.run(_with_student(settings, use))
+    except asyncio.CancelledError:
+        raise KeyboardInterrupt from None
+
+
 async def _with_student(settings: Settings, use: Callable[[StudentClient], Awaitable[T]]) -> T:
     from agents.student_client import TritonStudent
 
@@ -210,9 +218,26 @@ async def _with_student(settings: Settings, use: Callable[[StudentClient], Await
     try:
         if not await client.ready():
             raise click.ClickException(f"no student at {settings.triton_url}; leave --student out to have one started")
-        return await use(client)
+        with _cancelled_by_signals():
+            return await use(client)
     finally:
         await client.close()
+
+
+@contextmanager
+def _cancelled_by_signals() -> Iterator[None]:
+    """A handler that raises would do so anywhere inside the event loop; these cancel the running task."""
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    assert task is not None  # noqa: S101 - this runs in one
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number in before:
+        loop.add_signal_handler(number, task.cancel)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            loop.remove_signal_handler(number)
+            signal.signal(number, handler)
 
 
 def _read(path: Path) -> list[Case]:

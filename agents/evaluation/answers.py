@@ -95,6 +95,47 @@ class Recorder:
         """The student belongs to whoever made it."""
 
 
+class Desk:
+    """The real writer over a store in memory, for one case at a time. Make it inside a running loop."""
+
+    def __init__(self, student: StudentClient) -> None:
+        self._recorder = Recorder(student)
+        self._published: list[Output] = []
+        self._offset = 0
+        self._now = 0
+        self._writer = PersonaWriter(
+            MemoryStore(),
+            self._recorder,
+            self._publish,
+            WriterConfiguration(),
+            lambda: self._now,
+            Telemetry(None, None),
+            lambda *_: None,
+        )
+
+    async def word(self, case: Case) -> Worded:
+        """The persona of a case, one after the other; what earlier ones left in the cache is not asked for."""
+        request = case.request
+        self._recorder.calls, self._published, self._now = [], [], request.as_of
+        # No time limit: a late persona would be a template, and a slow machine is no fault of the student.
+        patient = encode(replace(request, expires_after_ms=10**12))
+        began = time.monotonic()
+        await self._writer.submit(InputRecord(self._offset, request.user_id.encode(), patient, request.as_of), 0)
+        self._offset += 1
+        try:
+            await self._writer.idle()
+        except asyncio.CancelledError:
+            await self._writer.stop(0.0)
+            raise
+        bodies = [output.value for output in self._published if output.topic == topics.PERSONAS and output.value]
+        if not bodies:
+            raise RuntimeError(f"no persona was published for request {request.request_id}")
+        return Worded(case, decode_persona(bodies[-1]), tuple(self._recorder.calls), time.monotonic() - began)
+
+    async def _publish(self, outputs: Sequence[Output]) -> None:
+        self._published.extend(outputs)
+
+
 async def word_each(cases: Sequence[Case], student: StudentClient, done: Done) -> list[Worded]:
     """Word every case from nothing: a store of its own, so neither cached texts nor an earlier persona."""
     places = asyncio.Semaphore(AT_ONCE)
@@ -103,7 +144,7 @@ async def word_each(cases: Sequence[Case], student: StudentClient, done: Done) -
     async def one(case: Case) -> Worded:
         nonlocal finished
         async with places:
-            worded = await word(case, student, MemoryStore())
+            worded = await Desk(student).word(case)
         finished += 1
         done(finished, len(cases))
         return worded
@@ -112,38 +153,12 @@ async def word_each(cases: Sequence[Case], student: StudentClient, done: Done) -
 
 
 async def word_in_turn(cases: Sequence[Case], student: StudentClient, done: Done) -> list[Worded]:
-    """Word cases over one store, each viewer's in order: what is cached is not asked for again."""
-    store = MemoryStore()
-    finished = []
+    """Word cases over one store in the order of time: what is cached is not asked for again."""
+    desk, finished = Desk(student), list[Worded]()
     for case in sorted(cases, key=lambda case: (case.request.as_of, case.request.request_id)):
-        finished.append(await word(case, student, store))
+        finished.append(await desk.word(case))
         done(len(finished), len(cases))
     return finished
-
-
-async def word(case: Case, student: StudentClient, store: MemoryStore) -> Worded:
-    """One persona by the real writer."""
-    recorder, published = Recorder(student), list[Output]()
-
-    async def publish(outputs: Sequence[Output]) -> None:
-        published.extend(outputs)
-
-    request = case.request
-    writer = PersonaWriter(
-        store, recorder, publish, WriterConfiguration(), lambda: request.as_of, Telemetry(None, None), lambda *_: None
-    )
-    # No time limit: a persona that came too late would be a template, and a slow machine is no fault of the student.
-    patient = replace(request, expires_after_ms=10**12)
-    began = time.monotonic()
-    await writer.submit(InputRecord(0, request.user_id.encode(), encode(patient), request.as_of), 0)
-    try:
-        await writer.idle()
-    finally:
-        await writer.stop(0.0)
-    bodies = [output.value for output in published if output.topic == topics.PERSONAS and output.value]
-    if not bodies:
-        raise RuntimeError(f"no persona was published for request {request.request_id}")
-    return Worded(case, decode_persona(bodies[-1]), tuple(recorder.calls), time.monotonic() - began)
 
 
 def templated(case: Case) -> Worded:

@@ -61,7 +61,8 @@ def crossed(worded: Sequence[Worded]) -> list[Leak]:
     """Invented words of one case in a text of another; the cases must come from `with_canaries`, in its order."""
     found = []
     for number, one in enumerate(worded):
-        foreign = {word for other in range(len(worded)) if other != number for word in invented_words("canary", other)}
+        others = (invented_words("canary", other) for other in range(len(worded)) if other != number)
+        foreign = {word for own in others for word in own} - set(invented_words("canary", number))
         for text in one.texts:
             held = foreign & set(words(text.text))
             found += [Leak(one.case.request.request_id, f"{word}, of another viewer", text.text) for word in held]

@@ -24,10 +24,14 @@ from streams.watch import Kernel
 IN_TURN: Final = 60
 """Cases that are worded once more over one store, to compare incremental wording with full."""
 BASE_CASES: Final = 60
+HOSTILE: Final = 200
+"""Hostile titles that are tried, evenly spread over the packaged ones, which are in the order of their sorts."""
 AGAIN: Final = 4
 """Every so many twins the clean one is worded twice."""
 STREAM: Final = 10_500
 STREAM_VIEWERS: Final = 4_200
+COMPILE_FROM: Final = 200
+"""Viewers of the stream from which compiling the kernel pays."""
 STREAM_EDGES: Final = (100, 1_000, 5_000, 10_000, 10_500)
 
 Say = Callable[[str], None]
@@ -56,19 +60,17 @@ class Measured:
 
 
 def gather(
-    settings: Settings, embedder: Embedder, viewers: int, seed: int, own: Sequence[Case] | None, say: Say,
-    *, stream_viewers: int = STREAM_VIEWERS,
-) -> Material:  # fmt: skip
+    settings: Settings, embedder: Embedder, viewers: int, seed: int, own: Sequence[Case] | None, say: Say
+) -> Material:
     """The packaged material; with `own` cases in place of the simulated viewers' if there are any."""
     platforms = held_out_platforms()
     if own is None:
         say(f"simulating {viewers} viewers of each of {len(platforms)} held-out catalogues")
         own = packaged_cases(settings, platforms, embedder, viewers, seed)
-    say(f"{len(own)} contexts; simulating {stream_viewers} viewers of one platform for the wording cache")
-    stream = stream_requests(
-        settings, joined(platforms), embedder, stream_viewers, seed, _kernel(settings, stream_viewers, say)
-    )
-    return Material(own, packaged_twins(), stream[:STREAM], platforms[0])
+    say(f"{len(own)} contexts; simulating {STREAM_VIEWERS:,} viewers of one platform for the wording cache")
+    kernel = _kernel(settings, say) if STREAM_VIEWERS >= COMPILE_FROM else None
+    stream = stream_requests(settings, joined(platforms), embedder, STREAM_VIEWERS, seed, kernel)
+    return Material(own, spread(packaged_twins(), HOSTILE), stream[:STREAM], platforms[0])
 
 
 async def measure(material: Material, student: StudentClient, say: Say) -> Measured:
@@ -146,9 +148,7 @@ async def _trials(material: Material, student: StudentClient, done: Callable[[in
     return [Trial(twin, worded[2 * i], worded[2 * i + 1], repeats.get(i)) for i, twin in enumerate(material.twins)]
 
 
-def _kernel(settings: Settings, viewers: int, say: Say) -> Kernel | None:
-    if viewers < 200:
-        return None
+def _kernel(settings: Settings, say: Say) -> Kernel | None:
     say("compiling the kernel, or reading it from where it is kept")
     try:
         return worker_kernel(settings.data_folder / "kernel")

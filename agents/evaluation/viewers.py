@@ -45,7 +45,10 @@ _SHAPES: Final = {
 COLD_WATCHES: Final = 40
 """Requests of the cold slice come within so many watches."""
 _SHIFTS: Final = {Slice.LIGHT: 45, Slice.HEAVY: 160, Slice.TAIL: 120}
-_SYLLABLES: Final = ("vor", "quax", "blin", "tep", "zum", "drel", "jix", "phor", "gwen", "skol", "yarb", "nusk")
+_SYLLABLES: Final = (
+    "vor", "quax", "blin", "tep", "zum", "drel", "jix", "phor", "gwen", "skol", "yarb", "nusk",
+    "fim", "grob", "hask", "klue", "lorp", "mav", "oox", "prin", "rux", "snee", "twil", "wog",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,12 +240,12 @@ def _video_id(platform: Platform, cluster: int, number: int) -> str:
 
 
 def _live(platform: Platform, platform_number: int, number: int, seed: int) -> _Life:
-    """Viewer `number`: slices in turn, each first stable, then with a shift. Platforms begin with different slices."""
+    """Viewer `number`: slices in turn, stable and shifted ones in turn; platforms begin with different ones."""
     place = number + platform_number
     sort = list(Slice)[place % len(Slice)]
     random = np.random.default_rng([seed, platform_number, number])
     tail = len(platform) // 2 if sort is Slice.TAIL else 0
-    shifted = sort in _SHIFTS and (place // len(Slice)) % 2 == 1
+    shifted = sort in _SHIFTS and (place // len(Slice) + platform_number) % 2 == 1
     shape = replace(
         _SHAPES[sort],
         clusters=len(platform) - tail,
