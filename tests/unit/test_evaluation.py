@@ -22,7 +22,7 @@ from agents.evaluation.failure_modes import (
     repeated,
     sporadic,
 )
-from agents.evaluation.faithfulness import faithfulness, mismatched_cosine, statements
+from agents.evaluation.faithfulness import alarm_rate, faithfulness, mismatched_cosine, statements, text_faults
 from agents.evaluation.hostile import (
     Trial,
     Twin,
@@ -88,11 +88,26 @@ def test_what_is_well_said_is_faithful() -> None:
         (1, "Likes to watch what others enjoy.", "speaks of nothing that its facts hold"),
         (0, "Mostly watches sourdough baking in Paris.", "name 'Paris'"),
         (3, "Might like jazz piano after 3 loaves.", "number '3'"),
+        (0, "Mostly watches sourdough baking at 45%.", "number '45'"),
+        (0, "A tenth goes to sourdough baking.", "number 'tenth'"),
     ],
 )
 def test_what_the_facts_lack_is_found(place: int, text: str, fault: str) -> None:
     assert fault in faults(with_text(place, text))
     assert (faithfulness([with_text(place, text)]) or 0) < 1
+
+
+def test_a_share_of_the_facts_is_no_fault() -> None:
+    assert faults(with_text(0, "Gives 40% to sourdough baking and close to a third to trail running.")) == []
+
+
+def test_a_number_may_be_spelled_out() -> None:
+    assert text_faults("Made in 10 minutes.", ["The Caro-Kann in ten minutes"]) == ["number '10'"]
+    assert text_faults("Made in ten minutes.", ["The Caro-Kann in 10 minutes"]) == []
+
+
+def test_edited_texts_are_hardly_ever_faulted() -> None:
+    assert 0 < alarm_rate() < 0.02
 
 
 def test_a_name_of_the_facts_is_no_fault() -> None:
