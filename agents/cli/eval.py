@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from agents.student_client import StudentClient
 
 T = TypeVar("T")
-VIEWERS = 8
+VIEWERS = 7
 
 
 @click.command()

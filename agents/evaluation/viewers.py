@@ -30,12 +30,8 @@ from streams.simulation import RATES, SimulatedStream, Viewer, simulate
 from streams.watch import Kernel, WatchConfiguration
 
 HELD_OUT: Final = Path(triton_models.__file__).parent / "distillation" / "catalogues" / "held_out"
-VIEWERS: Final = 8
-"""Viewers of each catalogue, unless asked for otherwise: 300 contexts and more."""
 NEIGHBOURS: Final = 12
 BACKGROUND: Final = 0.03
-LIKED: Final = 0.03
-"""True share from which a cluster is an interest of the viewer; the core's own bar for stating one is the same."""
 _SHAPES: Final = {
     Slice.COLD: Viewer(RATES["medium"], events=60, background=BACKGROUND),
     Slice.LIGHT: Viewer(RATES["light"], events=115, background=BACKGROUND, shift_mass=1.0),

@@ -9,6 +9,7 @@ import numpy as np
 import orjson
 import pytest
 
+from agents.cli.eval import VIEWERS
 from agents.evaluation import pairs
 from agents.evaluation.answers import Call, Desk, Worded, form_of, template_passes, templated, word_each, word_in_turn
 from agents.evaluation.cases import Case, Slice, UnreadableContexts, consecutive, read_cases
@@ -512,6 +513,15 @@ def test_packaged_viewers_have_a_truth_and_are_the_same_each_time() -> None:
         assert all(case.private[0] not in i.titles for i in case.context.interests)
     tail = [case for case in cases if case.truth and case.truth.slice is Slice.TAIL]
     assert all(watch.cluster_id >= 12 for case in tail for watch in case.past)
+
+
+def test_the_default_gives_300_contexts_of_every_slice() -> None:
+    cases = packaged_cases(Settings(), held_out_platforms(), WordEmbedder(), VIEWERS, 1)
+    assert len(cases) >= 300
+    slices = Counter((case.truth.slice, case.truth.before is not None) for case in cases if case.truth)
+    assert all(slices[sort, False] >= 15 for sort in Slice)
+    assert all(slices[sort, True] >= 15 for sort in Slice if sort is not Slice.COLD)
+    assert len(changes([templated(case) for case in cases])) >= 50
 
 
 def test_whole_viewers_are_worded_in_turn() -> None:
