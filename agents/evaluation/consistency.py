@@ -5,10 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
+from itertools import pairwise
+from typing import Final
 
 from agents.evaluation.answers import Worded
-from agents.evaluation.cases import consecutive
 from agents.evaluation.text import words
+
+GROWN: Final = 30
+"""Watches from which a persona is compared with later ones."""
+SEEN: Final = 20
+"""Watches after a shift from which a persona can know of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,20 +30,22 @@ class Change:
 
 
 def changes(worded: Sequence[Worded]) -> list[Change]:
-    """Stable viewers from each persona to the next; shifted ones from the last before the shift to the first after it.
+    """Pairs of personas of one viewer, over a stable taste and across a shift.
 
-    First personas of 20 watches are left out: what changes after them is that they grow up.
+    Stable: from each to the next. Shifted: from the last one before to the first that had SEEN watches to go
+    by. First personas of 20 watches are left out: what changes after them is that they grow up.
     """
-    by_request = {one.case.request.request_id: one for one in worded}
+    by_user: dict[str, list[Worded]] = {}
+    for one in sorted(worded, key=lambda one: one.case.request.sequence):
+        if one.case.truth is not None and one.case.context.basis.events >= GROWN:
+            by_user.setdefault(one.case.user_id, []).append(one)
     found = []
-    for before, after in consecutive([one.case for one in worded]):
-        if before.truth is None or after.truth is None or before.context.basis.events < 30:
-            continue
-        if before.truth.before is not None:
-            continue
-        shifted = after.truth.before is not None
-        pair = by_request[before.request.request_id], by_request[after.request.request_id]
-        found.append(Change(shifted, _set_change(*pair), _text_change(*pair)))
+    for own in by_user.values():
+        stable = [one for one in own if _shift_of(one) is None]
+        found += [Change(False, _set_change(a, b), _text_change(a, b)) for a, b in pairwise(stable)]
+        after = next((one for one in own if (_shift_of(one) or 0) >= SEEN), None)
+        if stable and after is not None:
+            found.append(Change(True, _set_change(stable[-1], after), _text_change(stable[-1], after)))
     return found
 
 
@@ -52,6 +60,12 @@ def separation(found: Sequence[Change], measure: Callable[[Change], float]) -> f
         return None
     above = sum((a > b) + 0.5 * (a == b) for a in shifted for b in stable)
     return above / (len(shifted) * len(stable))
+
+
+def _shift_of(worded: Worded) -> int | None:
+    """Watches since the shift; None before it."""
+    truth = worded.case.truth
+    return None if truth is None or truth.before is None else truth.watches_since_shift
 
 
 def _set_change(before: Worded, after: Worded) -> float:

@@ -21,7 +21,10 @@ GONE: Final = 0.01
 """True share below which a cluster is no taste of the viewer."""
 LIKED: Final = 0.05
 SAME: Final = 0.5
-"""Share of the shorter text's own word runs that another text of the persona has too: they say the same."""
+SAME_RUNS: Final = 3
+"""Two texts say the same if they share so many runs of three words that are not of their facts, and more than SAME of
+the shorter one's: a stock phrase alone, such as "more and more", is no repetition.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,25 +40,30 @@ class Rate:
         return self.count / self.of if self.of else None
 
 
-def main_interest(worded: Worded) -> int | None:
+def main_interest(worded: Worded, *, occasions: bool = True) -> int | None:
     """The cluster of the largest true share among those that a persona may name; None without a truth.
 
-    It must have been watched 3 times: before that nobody can know it.
+    Before it was watched on 3 occasions (runs without other watches) in the taste in force, nobody can know it; without
+    `occasions` 3 watches do, in one run or not.
     """
     truth = worded.case.truth
     if truth is None:
         return None
     current = worded.case.past[-truth.watches_since_shift :] if truth.watches_since_shift else ()
-    counts = Counter(watch.cluster_id for watch in current)
+    clusters = [watch.cluster_id for watch in current]
+    counts = _runs(clusters) if occasions else Counter(clusters)
     shares = [(truth.taste[c], -c) for c in truth.statable if counts[c] >= LEAST_WATCHES and truth.taste[c] >= LIKED]
     return -max(shares)[1] if shares else None
 
 
-def main_missed(worded: Iterable[Worded]) -> Rate:
-    """Personas that do not state the viewer's main interest, or whose words for it speak of something else."""
+def main_missed(worded: Iterable[Worded], *, occasions: bool = True) -> Rate:
+    """Personas that do not state the viewer's main interest, or whose words for it speak of something else.
+
+    occasions: see `main_interest`.
+    """
     missed, of = 0, 0
     for one in worded:
-        main = main_interest(one)
+        main = main_interest(one, occasions=occasions)
         if main is None:
             continue
         of += 1
@@ -76,8 +84,7 @@ def one_occasion(worded: Iterable[Worded]) -> Rate:
         truth = one.case.truth
         if truth is None:
             continue
-        clusters = [watch.cluster_id for watch in one.case.past]
-        runs = Counter(c for c, before in zip(clusters, [None, *clusters], strict=False) if c != before)
+        runs = _runs([watch.cluster_id for watch in one.case.past])
         for interest in one.persona.interests:
             liked = max(truth.taste[interest.cluster_id], truth.before[interest.cluster_id] if truth.before else 0.0)
             of += 1
@@ -117,7 +124,9 @@ def repeats_itself(worded: Worded) -> bool:
         return True
     runs = [_own_runs(worded, n) for n, text in enumerate(texts) if text.part != "summary"]
     plain = [text.text for text in texts if text.part != "summary"]
-    same_runs = any(a and b and len(a & b) > SAME * min(len(a), len(b)) for a, b in combinations(runs, 2))
+    same_runs = any(
+        len(a & b) >= SAME_RUNS and len(a & b) > SAME * min(len(a), len(b)) for a, b in combinations(runs, 2)
+    )
     return same_runs or len(set(plain)) < len(plain)
 
 
@@ -140,6 +149,11 @@ def novel_hits(worded: Iterable[Worded]) -> tuple[Rate, Rate]:
         hit, of = hit + sum(cluster in later for cluster in proposed), of + len(proposed)
         other_hit, others = other_hit + sum(cluster in later for cluster in fresh), others + len(fresh)
     return Rate(hit, of), Rate(other_hit, others)
+
+
+def _runs(clusters: Sequence[int]) -> Counter[int]:
+    """How many runs of watches each cluster has."""
+    return Counter(c for c, before in zip(clusters, [None, *clusters], strict=False) if c != before)
 
 
 def _watches(worded: Worded, cluster: int) -> int:

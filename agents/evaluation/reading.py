@@ -12,6 +12,10 @@ from agents.evaluation.faithfulness import facts_of
 from agents.evaluation.text import content_roots, distinct, entropy, flesch, ngrams, words
 
 RUN: Final = 5
+_LEADING_TEXT: Final = """
+a an and as at but by for from how if in into is its my nor of on or our than that the their this to with without your
+"""
+_LEADING: Final = frozenset(_LEADING_TEXT.split())
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +23,8 @@ class Reading:
     """Figures over the texts of some personas.
 
     distinct_2, distinct_3: different runs of words as a share of all; first_word_bits: entropy of first words; words:
-    mean length; ease: mean Flesch reading ease; shared_frames: share of texts that hold a run of 5 words, none of them
+    mean length; ease: mean Flesch reading ease; broken_off: share of texts that end in a word that something
+    must follow, such as "and"; shared_frames: share of texts that hold a run of 5 words, none of them
     from the facts, that a text of another viewer holds too.
     """
 
@@ -29,6 +34,7 @@ class Reading:
     first_word_bits: float
     words: float
     ease: float
+    broken_off: float
     shared_frames: float
 
 
@@ -44,8 +50,14 @@ def reading(worded: Sequence[Worded]) -> Reading | None:
         first_word_bits=entropy(found[0] for text in texts if (found := words(text))),
         words=mean(len(words(text)) for text in texts),
         ease=mean(map(flesch, texts)),
+        broken_off=mean(map(breaks_off, texts)),
         shared_frames=shared_frames(worded),
     )
+
+
+def breaks_off(text: str) -> bool:
+    """Whether a text ends in a word that something must follow."""
+    return (words(text) or [""])[-1] in _LEADING
 
 
 def shared_frames(worded: Sequence[Worded]) -> float:

@@ -30,7 +30,7 @@ from agents.evaluation.faithfulness import alarm_rate, faithfulness, mismatched_
 from agents.evaluation.hostile import breakouts, likeness
 from agents.evaluation.incremental import tokens_by_part, windows
 from agents.evaluation.prediction import PREDICTORS, ranked, similarity
-from agents.evaluation.reading import reading
+from agents.evaluation.reading import breaks_off, reading
 from agents.evaluation.run import STREAM_EDGES, Material, Measured, all_leaks, templates_of
 from streams.records import Tier
 
@@ -54,9 +54,8 @@ _MEANINGS: Final = {
     "its persona",
     "faithfulness": "share of statements (interests, novel topics, summaries) without a fault: evidence is among the "
     "viewer's watches, at least 3 of them; no number, name or time that the facts lack; no trend against theirs",
-    "main_missed": "share of personas without the cluster of the largest true share among those watched 3 times "
-    "since "
-    "that taste is in force, or with words for it that speak of something else",
+    "main_missed": "share of personas without the cluster of the largest true share among those watched on 3 "
+    "occasions since that taste is in force, or with words for it that speak of something else",
     "sporadic": "share of stated interests that were watched fewer than 3 times",
     "outdated": f"share of stated interests that ended with a shift {GRACE_WATCHES} watches ago or earlier",
     "repeated": "share of personas that hold an item twice, or two texts that are the same but for their facts",
@@ -111,6 +110,7 @@ def badness(worded: Worded) -> tuple[int, int]:
     form = form_of(worded)
     faults = sum(len(statement.faults) for statement in statements(worded))
     faults += main_missed([worded]).count + outdated([worded]).count + repeats_itself(worded)
+    faults += sum(breaks_off(text.text) for text in worded.texts)
     return faults + (form.asked - form.own), len(form.refused)
 
 
@@ -163,8 +163,7 @@ def _form(measured: Measured, material: Material) -> str:
     reasons = ", ".join(f"{reason} {count}" for reason, count in refused.most_common()) or "none"
     return (
         "## Form, cost and tiers\n\nA text is asked for up to four times; the first answer is greedy. Seconds "
-        "include "
-        "the wait for the other personas that are worded at the same time.\n\n"
+        "include the wait for the other personas that are worded at the same time.\n\n"
         + table(["", "value"], rows)
         + f"\n\nAnswers that the gate refused, by reason: {reasons}.\n\nBy tier: share of personas, tokens, and "
         "share of "
@@ -188,8 +187,7 @@ def _slices(worded: Sequence[Worded]) -> str:
         return ""
     return (
         "## Slices\n\ncold: the first personas, after 20 to 40 watches; light: 0.7 watches a day; heavy: 30; "
-        "tail: tastes in "
-        "the less popular half of the catalogue.\n\n"
+        "tail: tastes in the less popular half of the catalogue.\n\n"
         + table(
             [
                 "slice",
@@ -243,6 +241,7 @@ def _truth(worded: Sequence[Worded], embedder: Embedder) -> str:
 def _faults(worded: Sequence[Worded]) -> str:
     rows = [
         ("main interest missed", main_missed(worded)),
+        ("main interest missed, if 3 watches in one run count too", main_missed(worded, occasions=False)),
         ("sporadic: fewer than 3 watches", sporadic(worded)),
         ("sporadic: never a true taste, and watched on one occasion only", one_occasion(worded)),
         (f"outdated: ended {GRACE_WATCHES} watches ago or more", outdated(worded)),
@@ -289,8 +288,7 @@ def _consistency(worded: Sequence[Worded]) -> str:
         f"## Consistency\n\nMean change from one persona of a viewer to the next: {counts[False]} pairs of "
         "viewers whose taste stays, "
         f"{counts[True]} across a shift. Interest sets: 1 - Jaccard index. Texts: share of words that change; "
-        "both personas are worded "
-        "from nothing, and in use the cache keeps what has not changed.\n\n"
+        "both personas are worded from nothing, and in use the cache keeps what has not changed.\n\n"
         + table(["", "stable", "shifted", "AUC"], rows)
     )
 
@@ -337,18 +335,29 @@ def _reading(measured: Measured, templates: Sequence[Worded]) -> str:
     if measured.base is not None:
         chosen["base model"] = measured.base
     rows = [
-        (name, r.texts, r.distinct_2, r.distinct_3, r.first_word_bits, r.words, r.ease, r.shared_frames)
+        (name, r.texts, r.distinct_2, r.distinct_3, r.first_word_bits, r.words, r.ease, r.broken_off, r.shared_frames)
         for name, worded in chosen.items()
         if (r := reading(worded)) is not None
     ]
     text = (
         "## Reading\n\ndistinct-2 and -3: different runs of 2 and 3 words as a share of all. First words: "
         "entropy in bits. Ease: Flesch "
-        "reading ease, higher is easier. Shared frames: share of texts with 5 words in a row, none of them of "
-        "the facts, that "
-        "another viewer's text has too. Fewer texts make the shares of different runs higher.\n\n"
+        "reading ease, higher is easier. Broken off: share of texts that end in a word that something must "
+        "follow. Shared frames: share of texts with 5 words in a row, none of them of "
+        "the facts, that another viewer's text has too. Fewer texts make the shares of different runs higher.\n\n"
         + table(
-            ["texts by", "texts", "distinct-2", "distinct-3", "first words", "words", "ease", "shared frames"], rows
+            [
+                "texts by",
+                "texts",
+                "distinct-2",
+                "distinct-3",
+                "first words",
+                "words",
+                "ease",
+                "broken off",
+                "shared frames",
+            ],
+            rows,
         )
     )
     if measured.base is None:
@@ -419,8 +428,7 @@ def _incremental(measured: Measured, material: Material) -> str:
     if rows:
         text += (
             "The same contexts, each from nothing and in the order of time over one store, where only what is "
-            "not cached is asked for. Both "
-            "are judged by the same rules.\n\n"
+            "not cached is asked for. Both are judged by the same rules.\n\n"
             + table(["", "personas", "tokens", "faithfulness", "student's tier"], rows)
             + "\n\n"
         )
@@ -442,8 +450,7 @@ def _incremental(measured: Measured, material: Material) -> str:
         "A stream of refreshes of one platform of 288 clusters, computed: its requests are made by the real "
         "handlers and followed "
         "through the cache by their real keys, but not worded; a text costs what it cost on average above, and "
-        "is taken to "
-        "be worded well.\n\n"
+        "is taken to be worded well.\n\n"
         + table(["personas", "hit rate", "summaries", "interests", "topics", "tokens", "tokens saved"], stream)
     )
 

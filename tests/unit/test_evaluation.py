@@ -159,6 +159,12 @@ def test_what_was_hardly_watched_cannot_be_known() -> None:
     assert main_missed([well_said(sample_case(taste=(0.1, 0.1, 0.7, 0.05, 0.05)))]).count == 0
 
 
+def test_one_run_of_watches_is_one_occasion() -> None:
+    binge = well_said(sample_case((0, 1, 0, 1, 0, 1, 2, 2, 2, 2), taste=(0.1, 0.1, 0.7, 0.05, 0.05)))
+    assert main_missed([binge]).count == 0
+    assert main_missed([binge], occasions=False).count == 1
+
+
 def test_sporadic_interests_are_found() -> None:
     assert sporadic([well_said()]).count == 0
     found = sporadic([templated(sample_case(stated=(0, 2)))])
@@ -191,6 +197,8 @@ def test_repetition_is_found() -> None:
         "Might like jazz piano.",
     )
     assert repeated([rote]).count == 1
+    stock = [t.text.replace(".", " more and more.") if t.part == "interest" else t.text for t in well_said().texts]
+    assert repeated([said(sample_case(), *stock)]).count == 0
     assert repeated([with_text(1, "Enjoys sourdough baking and sourdough baking and sourdough baking.")]).count == 1
     good = well_said()
     doubled = replace(good.persona, interests=(good.persona.interests[0], good.persona.interests[0]))
@@ -285,7 +293,7 @@ def test_change_tells_shifted_viewers_from_stable_ones() -> None:
     before = well_said(sample_case(user_id="bob"))
     after = templated(
         sample_case(
-            (2, 3) * 4, user_id="bob", sequence=2, stated=(2, 3), novel=(4,), taste=shifted_taste,
+            (2, 3) * 4, user_id="bob", sequence=2, stated=(2, 3), novel=(4,), taste=shifted_taste, since_shift=25,
             before=(0.5, 0.4, 0.05, 0.03, 0.02),
         )
     )  # fmt: skip
@@ -357,7 +365,10 @@ def test_frames_shared_between_viewers_are_found() -> None:
     assert shared_frames([with_text(1, rote), bob]) == pytest.approx(2 / 8)
     found = reading([well_said()])
     assert found is not None
-    assert found.texts == 4
+    assert (found.texts, found.broken_off) == (4, 0)
+    cut = reading([with_text(1, "Enjoys sourdough baking, from a starter and.")])
+    assert cut is not None
+    assert cut.broken_off == 0.25
     assert reading([]) is None
 
 
