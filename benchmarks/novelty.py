@@ -316,7 +316,8 @@ def _next(
 
 def _times(random: np.random.Generator) -> Ints:
     gaps = random.exponential(DAY_MS / WATCHES_A_DAY, LENGTH)
-    return (1_767_225_600_000 + np.cumsum(gaps)).astype(np.int64)
+    times: Ints = (1_767_225_600_000 + np.cumsum(gaps)).astype(np.int64)
+    return times
 
 
 def synthetic_registry(vectors: Floats, counts: Ints) -> Registry:

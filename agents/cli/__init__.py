@@ -24,6 +24,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "why": ("why", "Explain why a viewer's persona was refreshed."),
     "tail": ("tail", "Follow the persona topic."),
     "calibrate": ("calibrate", "Find the refresh thresholds on null streams or on your own log."),
+    "eval": ("eval", "Measure how good personas are, on viewers whose taste is known."),
     "clusters": ("clusters", "Build and show interest clusters."),
     "dlq": ("dlq", "List, show, replay and purge dead letters."),
     "control": ("control", "Send a viewer's control: hide, pin, opt out, forget."),

@@ -1,0 +1,293 @@
+"""`personas eval`."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+import orjson
+
+from agents.settings import Settings, load_settings
+
+if TYPE_CHECKING:
+    from agents.clusters.embedding import Embedder
+    from agents.evaluation.answers import Worded
+    from agents.evaluation.cases import Case
+    from agents.evaluation.run import Material
+    from agents.student_client import StudentClient
+
+T = TypeVar("T")
+VIEWERS = 7
+
+
+@click.command()
+@click.option(
+    "--contexts",
+    type=click.Path(path_type=Path, dir_okay=False, exists=True),
+    help="Your own: the requests.jsonl that `personas replay EVENTS --out DIR` writes.",
+)
+@click.option(
+    "--viewers",
+    type=click.IntRange(1, 1000),
+    default=VIEWERS,
+    show_default=True,
+    help="Simulated viewers of each of the 12 packaged catalogues; the default gives more than 300 contexts.",
+)
+@click.option("--seed", type=click.IntRange(min=0), default=1, show_default=True, help="Of viewers and of the form.")
+@click.option("--student", metavar="HOST:PORT", help="A student that runs; by default one is started and stopped.")
+@click.option("--base", is_flag=True, help="Word some contexts with the base model too, if base.gguf is in the assets.")
+@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Write a report page, Markdown.")
+@click.option("--answers", type=click.Path(path_type=Path, dir_okay=False), help="Write every answer, JSON lines.")
+@click.option("--pairs", type=click.IntRange(min=1), metavar="N", help="Print a blind form of N contexts instead.")
+@click.option(
+    "--score",
+    type=click.Path(path_type=Path, dir_okay=False, exists=True),
+    help="Score a filled-in form of --pairs; nothing is started.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the figures as one JSON object, the last line.")
+def eval(
+    contexts: Path | None,
+    viewers: int,
+    seed: int,
+    student: str | None,
+    base: bool,
+    out: Path | None,
+    answers: Path | None,
+    pairs: int | None,
+    score: Path | None,
+    as_json: bool,
+) -> None:
+    """Measure personas: form, truth to the facts, failure modes, novelty, churn, reading, leaks, hostile titles.
+
+    Simulated viewers of held-out catalogues watch, the real handlers ask for personas, and the real writer has them
+    worded by a real student, which is started on free ports and stopped at the end. What is true of the viewers is
+    known, and judged by rules of its own, not by the gate that answers pass. Takes some minutes; progress is on stderr.
+    The exit status is 0 whatever the figures are.
+
+    With --contexts nothing but the requests is known: what needs the viewer's watches is null.
+
+    \b
+    personas eval --json
+    personas eval --out evaluation.md --answers answers.jsonl
+    personas eval --contexts out/requests.jsonl --student triton:8001
+    personas eval --pairs 50 --base > form.jsonl     # then set each `best`, and
+    personas eval --score form.jsonl
+    """
+    from agents.localstack import LocalStackError
+
+    if score is not None:
+        _print_score(score, as_json)
+        return
+    for path in (out, answers):
+        if path is not None and not path.resolve().parent.is_dir():
+            raise click.ClickException(f"cannot write {path}: there is no such folder")
+    settings = load_settings()
+    with _interruptible():
+        try:
+            own = None if contexts is None else _read(contexts)
+            if pairs is not None:
+                _print_pairs(settings, own, viewers, seed, student, pairs, base=base)
+                return
+            figures = _evaluate(settings, own, viewers, seed, student, out, answers, base=base)
+        except LocalStackError as error:
+            raise click.ClickException(str(error)) from error
+        except KeyboardInterrupt:
+            sys.exit(130)
+    if as_json:
+        click.echo(orjson.dumps(figures))
+        return
+    for name, value in figures.items():
+        click.echo(f"{name:16} {'not known' if value is None else value}")
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """SIGINT and SIGTERM end what was started; the handlers that were there come back."""
+    from agents.cli.stack import interrupt
+
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _evaluate(
+    settings: Settings,
+    own: Sequence[Case] | None,
+    viewers: int,
+    seed: int,
+    address: str | None,
+    out: Path | None,
+    answers: Path | None,
+    *,
+    base: bool,
+) -> dict[str, Any]:
+    from agents.evaluation.answers import answer_lines
+    from agents.evaluation.report import report
+    from agents.evaluation.run import figures, gather, measure
+
+    embedder = _embedder(settings)
+    material = gather(settings, embedder, viewers, seed, own, _say)
+    with _served(settings, address) as served:
+        measured = _ask(served, lambda client: measure(material, client, _say))
+    measured = replace(measured, base=_base(settings, material) if base else None)
+    _say("judging")
+    found = figures(measured)
+    _write(answers, b"".join(line + b"\n" for line in answer_lines(measured.worded)))
+    if out is not None:
+        _write(out, report(measured, material, found, embedder, seed).encode())
+    return found
+
+
+def _print_pairs(
+    settings: Settings,
+    own: Sequence[Case] | None,
+    viewers: int,
+    seed: int,
+    address: str | None,
+    count: int,
+    *,
+    base: bool,
+) -> None:
+    from agents.evaluation.answers import templated, word_each
+    from agents.evaluation.pairs import form
+    from agents.evaluation.run import spread
+    from agents.evaluation.viewers import held_out_platforms, packaged_cases
+
+    cases = own
+    if cases is None:
+        cases = packaged_cases(settings, held_out_platforms(), _embedder(settings), viewers, seed)
+    chosen = spread(cases, count)
+    with _served(settings, address) as served:
+        worded = _ask(served, lambda client: word_each(chosen, client, _counted))
+    items = [{"student": one, "template": templated(one.case)} for one in worded]
+    others = _base_worded(settings, chosen) if base else None
+    for item, other in zip(items, others or [], strict=False):
+        item["base"] = other
+    click.echo(b"\n".join(form(items, seed)))
+
+
+def _base(settings: Settings, material: Material) -> list[Worded] | None:
+    from agents.evaluation.run import BASE_CASES, spread
+
+    return _base_worded(settings, spread(material.cases, BASE_CASES))
+
+
+def _base_worded(settings: Settings, cases: Sequence[Case]) -> list[Worded] | None:
+    """The cases by the base model; None, and a word about it, if its weights are not there."""
+    from agents.evaluation.answers import word_each
+    from agents.evaluation.stack import BASE_WEIGHTS, base_weights, started_student
+    from agents.localstack.assets import assets_folder
+
+    weights = base_weights(settings)
+    if weights is None:
+        _say(f"no {BASE_WEIGHTS} in {assets_folder(settings)}: the base model is left out")
+        return None
+    with started_student(settings, weights) as served:
+        return _ask(served, lambda client: word_each(cases, client, _counted))
+
+
+def _served(settings: Settings, address: str | None) -> AbstractContextManager[Settings]:
+    """Settings of a student that answers: the one that runs, or one that is started."""
+    from agents.evaluation.stack import started_student
+
+    return started_student(settings) if address is None else nullcontext(replace(settings, triton_url=address))
+
+
+def _ask(settings: Settings, use: Callable[[StudentClient], Awaitable[T]]) -> T:
+    """Run `use` with a client of the student. Raises KeyboardInterrupt on SIGINT and SIGTERM, after all calls ended."""
+    try:
+        return asyncio.run(_with_student(settings, use))
+    except asyncio.CancelledError:
+        raise KeyboardInterrupt from None
+
+
+async def _with_student(settings: Settings, use: Callable[[StudentClient], Awaitable[T]]) -> T:
+    from agents.student_client import TritonStudent
+
+    client = TritonStudent(settings)
+    try:
+        if not await client.ready():
+            raise click.ClickException(f"no student at {settings.triton_url}; leave --student out to have one started")
+        with _cancelled_by_signals():
+            return await use(client)
+    finally:
+        await client.close()
+
+
+@contextmanager
+def _cancelled_by_signals() -> Iterator[None]:
+    """A handler that raises would do so anywhere inside the event loop; these cancel the running task."""
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    assert task is not None  # noqa: S101 - this runs in one
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number in before:
+        loop.add_signal_handler(number, task.cancel)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            loop.remove_signal_handler(number)
+            signal.signal(number, handler)
+
+
+def _read(path: Path) -> list[Case]:
+    from agents.evaluation.cases import UnreadableContexts, read_cases
+    from agents.replay_file import UnreadableFile, read_lines
+
+    try:
+        return read_cases(read_lines(path))
+    except (UnreadableContexts, UnreadableFile) as error:
+        raise click.ClickException(f"{path}: {error}") from error
+
+
+def _embedder(settings: Settings) -> Embedder:
+    from agents.clusters.embedding import MiniLM
+    from agents.localstack.assets import tokenizer_path
+    from agents.localstack.progress import shown_progress
+
+    with shown_progress() as progress:
+        return MiniLM(tokenizer_path(settings, progress))
+
+
+def _print_score(path: Path, as_json: bool) -> None:
+    from agents.evaluation.pairs import UnreadableForm, score
+    from agents.replay_file import UnreadableFile, read_lines
+
+    try:
+        scored = score(read_lines(path))
+    except (UnreadableForm, UnreadableFile) as error:
+        raise click.ClickException(f"{path}: {error}") from error
+    if as_json:
+        click.echo(orjson.dumps(scored))
+        return
+    for name, wins in scored.wins.items():
+        click.echo(f"{name:10} best in {wins} of {scored.judged} ({scored.low[name]:.0%} to {scored.high[name]:.0%})")
+    click.echo(f"no difference in {scored.ties}; {scored.skipped} left blank")
+
+
+def _write(path: Path | None, content: bytes) -> None:
+    if path is None:
+        return
+    try:
+        path.write_bytes(content)
+    except OSError as error:
+        raise click.ClickException(f"cannot write {path}: {error.strerror}") from error
+
+
+def _counted(count: int, of: int) -> None:
+    if count == of or count % 10 == 0:
+        _say(f"worded {count} of {of}")
+
+
+def _say(text: str) -> None:
+    click.echo(text, err=True)

@@ -1,0 +1,281 @@
+"""Words cases as the system does: the real writer over a store in memory, each answer of the student recorded."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
+
+import orjson
+
+from agents.evaluation.cases import Case
+from agents.persona_writer import PersonaWriter
+from agents.stores.memory import MemoryStore
+from agents.student_client import Answer, StudentClient
+from agents.telemetry import Telemetry
+from agents.writer_configuration import WriterConfiguration
+from streams import topics
+from streams.decoding import decode_persona
+from streams.personas import NO_INTERESTS, compose, content_keys, plan
+from streams.prompts import Prompt, build_prompt
+from streams.records import Model, Persona, RefreshRequest, Tier, encode
+from streams.watch import InputRecord, Output
+from streams.wording import WordingRejected, WordingTask, parse_wording, split_task, task_keys, template_wording
+
+AT_ONCE: Final = 4
+"""Personas worded at the same time; each asks for all its texts at once, and the client bounds the calls."""
+
+Done = Callable[[int, int], None]
+"""Called with (done, total)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One call of the student."""
+
+    prompt: str
+    seed: int
+    text: str
+    tokens_in: int
+    tokens_out: int
+    latency_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """One published text. part: summary, interest or novel; place: its index among those; label: of its item."""
+
+    part: str
+    place: int
+    label: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Worded:
+    """A case and what was published for it. seconds: from the request to the persona, the wait for others included."""
+
+    case: Case
+    persona: Persona
+    calls: tuple[Call, ...] = ()
+    seconds: float = 0.0
+
+    @property
+    def texts(self) -> list[Text]:
+        """The texts that were worded, by the student or by a template: a persona without interests has no summary."""
+        summary = [Text("summary", 0, "", self.persona.summary)] if self.persona.summary != NO_INTERESTS else []
+        interests = [Text("interest", n, i.label, i.description) for n, i in enumerate(self.persona.interests)]
+        return summary + interests + [Text("novel", n, t.label, t.reason) for n, t in enumerate(self.persona.novel)]
+
+    @property
+    def tokens(self) -> int:
+        """Tokens in and out of all calls, refused answers included."""
+        return sum(call.tokens_in + call.tokens_out for call in self.calls)
+
+
+@dataclass(slots=True)
+class Recorder:
+    """A student that keeps what another one answers."""
+
+    student: StudentClient
+    calls: list[Call] = field(default_factory=list)
+
+    async def word(self, prompt: Prompt, *, seed: int = 0) -> Answer:
+        """See `StudentClient.word`."""
+        answer = await self.student.word(prompt, seed=seed)
+        self.calls.append(Call(prompt.text, seed, answer.text, answer.tokens_in, answer.tokens_out, answer.latency_ms))
+        return answer
+
+    async def ready(self) -> bool:
+        """See `StudentClient.ready`."""
+        return await self.student.ready()
+
+    async def close(self) -> None:
+        """The student belongs to whoever made it."""
+
+
+class Desk:
+    """The real writer over a store in memory, for one case at a time. Make it inside a running loop."""
+
+    def __init__(self, student: StudentClient) -> None:
+        self._recorder = Recorder(student)
+        self._published: list[Output] = []
+        self._offset = 0
+        self._now = 0
+        self._writer = PersonaWriter(
+            MemoryStore(),
+            self._recorder,
+            self._publish,
+            WriterConfiguration(),
+            lambda: self._now,
+            Telemetry(None, None),
+            lambda *_: None,
+        )
+
+    async def word(self, case: Case) -> Worded:
+        """The persona of a case, one after the other; what earlier ones left in the cache is not asked for."""
+        request = case.request
+        self._recorder.calls, self._published, self._now = [], [], request.as_of
+        # No time limit: a late persona would be a template, and a slow machine is no fault of the student.
+        patient = encode(replace(request, expires_after_ms=10**12))
+        began = time.monotonic()
+        await self._writer.submit(InputRecord(self._offset, request.user_id.encode(), patient, request.as_of), 0)
+        self._offset += 1
+        try:
+            await self._writer.idle()
+        except asyncio.CancelledError:
+            await self._writer.stop(0.0)
+            raise
+        bodies = [output.value for output in self._published if output.topic == topics.PERSONAS and output.value]
+        if not bodies:
+            raise RuntimeError(f"no persona was published for request {request.request_id}")
+        return Worded(case, decode_persona(bodies[-1]), tuple(self._recorder.calls), time.monotonic() - began)
+
+    async def _publish(self, outputs: Sequence[Output]) -> None:
+        self._published.extend(outputs)
+
+
+async def word_each(cases: Sequence[Case], student: StudentClient, done: Done) -> list[Worded]:
+    """Word every case from nothing: a store of its own, so neither cached texts nor an earlier persona."""
+    places = asyncio.Semaphore(AT_ONCE)
+    finished = 0
+
+    async def one(case: Case) -> Worded:
+        nonlocal finished
+        async with places:
+            worded = await Desk(student).word(case)
+        finished += 1
+        done(finished, len(cases))
+        return worded
+
+    return await _all(one(case) for case in cases)
+
+
+async def word_in_turn(cases: Sequence[Case], student: StudentClient, done: Done) -> list[Worded]:
+    """Word cases over one store in the order of time: what is cached is not asked for again."""
+    desk, finished = Desk(student), list[Worded]()
+    for case in sorted(cases, key=lambda case: (case.request.as_of, case.request.request_id)):
+        finished.append(await desk.word(case))
+        done(len(finished), len(cases))
+    return finished
+
+
+def templated(case: Case) -> Worded:
+    """The case as templates word it: what the student is compared with."""
+    request = case.request
+    planned = plan(request, content_keys(request, "template"), {})
+    assert planned.task is not None  # noqa: S101 - a case asks for words
+    wording = template_wording(planned.task)
+    texts = replace(wording, summary=wording.summary or NO_INTERESTS)
+    persona = compose(
+        request, texts, None, tier=Tier.TEMPLATE, model=Model("template", "", "", 0, 0, 0), cached=False,
+        generated_at=request.as_of,
+    )  # fmt: skip
+    return Worded(case, persona)
+
+
+def task_of(request: RefreshRequest) -> WordingTask:
+    """Everything that a request asks for."""
+    task = plan(request, content_keys(request, "any"), {}).task
+    assert task is not None  # noqa: S101 - a case asks for words
+    return task
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """How the answers for one case kept to the form.
+
+    asked: texts; first: whose first answer the gate took; own: published texts that the student said, word for word;
+    dropped: novel topics left out for want of words; answers, refused: all answers and those the gate refused, with
+    reasons.
+    """
+
+    asked: int
+    first: int
+    own: int
+    dropped: int
+    answers: int
+    refused: tuple[str, ...]
+
+    @property
+    def complete(self) -> bool:
+        """Every text that was asked for is the student's own and published."""
+        return self.own == self.asked
+
+
+def form_of(worded: Worded) -> Form:
+    """Judge the recorded answers by the gate and by what was published, so that a fallback counts as a failure."""
+    pieces = split_task(task_of(worded.case.request))
+    by_prompt: dict[str, list[Call]] = {}
+    for call in sorted(worded.calls, key=lambda call: call.seed != 0):
+        by_prompt.setdefault(call.prompt, []).append(call)
+    first, own, refused = 0, 0, []
+    published = {text.text for text in worded.texts}
+    for piece in pieces:
+        calls = by_prompt.get(build_prompt(piece).text, [])
+        accepted = []
+        for number, call in enumerate(calls):
+            try:
+                wording = parse_wording(call.text, piece)
+            except WordingRejected as error:
+                refused.append(error.reason)
+                continue
+            first += number == 0
+            accepted += [text for text in (wording.summary, *wording.descriptions, *wording.reasons) if text]
+        own += worded.persona.tier is Tier.STUDENT and any(text in published for text in accepted)
+    dropped = len(worded.case.context.novel) - len(worded.persona.novel)
+    return Form(len(pieces), first, own, dropped, len(worded.calls), tuple(refused))
+
+
+def template_passes(cases: Sequence[Case]) -> float:
+    """Share of template texts that the gate takes, asked for piece by piece as the student's are."""
+    passed = []
+    for case in cases:
+        for piece in split_task(task_of(case.request)):
+            wording = template_wording(piece)
+            (text,) = [t for t in (wording.summary, *wording.descriptions, *wording.reasons) if t]
+            passed.append(_passes(text, piece))
+    return sum(passed) / len(passed)
+
+
+def answer_lines(worded: Iterable[Worded]) -> list[bytes]:
+    """What was asked, answered and published, as JSON lines."""
+    return [
+        orjson.dumps(
+            {
+                "request_id": one.case.request.request_id,
+                "user_id": one.case.user_id,
+                "tier": str(one.persona.tier),
+                "seconds": round(one.seconds, 3),
+                "texts": [{"part": t.part, "label": t.label, "text": t.text} for t in one.texts],
+                "calls": [
+                    {
+                        "prompt": c.prompt,
+                        "seed": c.seed,
+                        "text": c.text,
+                        "tokens_in": c.tokens_in,
+                        "tokens_out": c.tokens_out,
+                    }
+                    for c in one.calls
+                ],
+            }
+        )
+        for one in worded
+    ]
+
+
+def _passes(text: str, piece: WordingTask) -> bool:
+    (key,) = task_keys(piece)
+    try:
+        parse_wording(orjson.dumps({key: text}).decode(), piece)
+    except WordingRejected:
+        return False
+    return True
+
+
+async def _all(awaitables: Iterable[Any]) -> list[Worded]:
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(one) for one in awaitables]
+    return [task.result() for task in tasks]

@@ -1,0 +1,207 @@
+"""Whether personas say what the viewer's events and the context hold, and nothing else.
+
+Apart from the gate in every rule: evidence is looked up in the watches themselves, names are what no editor ever wrote
+in lower case, and numbers count when spelled out too.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Final
+
+import numpy as np
+import orjson
+
+from agents.clusters.embedding import Vectors
+from agents.evaluation.answers import Text, Worded
+from agents.evaluation.cases import Case
+from agents.evaluation.text import PAIRS, common_words, content_roots, sentences, words
+
+LEAST_WATCHES: Final = 3
+"""Watches behind an interest."""
+_UNITS: Final = ("three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
+_SPELLED: Final = {
+    word: str(number)
+    for number, word in [
+        *enumerate(_UNITS, 3),
+        *((20, "twenty"), (30, "thirty"), (40, "forty"), (50, "fifty"), (60, "sixty"), (70, "seventy")),
+        *((80, "eighty"), (90, "ninety"), (12, "dozen"), (100, "hundred"), (1000, "thousand"), (1000000, "million")),
+    ]
+}
+_FRACTIONS: Final = {"half": 50, "third": 33, "quarter": 25, "fifth": 20, "tenth": 10}
+_PARTS: Final = re.compile(r"\b(?:three quarters|two thirds|\w+ parts in ten)\b", re.IGNORECASE)
+_PART_OF_ALL: Final = {"three quarters": 75, "two thirds": 67, "nine parts in ten": 90, "eight parts in ten": 80}
+_NEAR: Final = 10
+"""Points by which a fraction in words may miss a share."""
+_TIMES: Final = re.compile(
+    r"\b(?:mondays?|tuesdays?|wednesdays?|thursdays?|fridays?|saturdays?|sundays?|weekends?|weekdays?|"
+    r"(?:every|each) (?:morning|evening|night|day)|january|february|april|june|july|august|september|"
+    r"october|november|december|for (?:years|months|weeks|decades)|since childhood|lifelong)\b"
+)
+_RISING: Final = re.compile(
+    r"\b(?:more and more|more than before|growing|increasingly|ever more|picking up|on the rise)\b"
+)
+_FALLING: Final = re.compile(
+    r"\b(?:less and less|less than before|less often|fading|waning|losing interest|cooling off)\b"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Statement:
+    """One statement of a persona and what is wrong with it: an interest, a novel topic or the summary."""
+
+    part: str
+    place: int
+    faults: tuple[str, ...]
+
+
+def statements(worded: Worded) -> list[Statement]:
+    """Every statement of a persona with its faults: none means that it holds."""
+    found = []
+    for text in worded.texts:
+        own = facts_of(worded.case, text)
+        said = _PARTS.sub(" ", text.text) if text.part == "summary" else text.text
+        faults = [*text_faults(said, own), *_claims(worded.case, text)]
+        if text.part == "summary":
+            faults += fraction_faults(text.text, [i.share_bucket for i in worded.case.context.interests])
+        if text.part == "interest":
+            faults += evidence_faults(worded, text.place)
+        if text.part == "novel":
+            faults += _topic_faults(worded, text.place)
+        if text.part != "summary" and own and not content_roots(text.text) & content_roots(" . ".join(own)):
+            faults.append("speaks of nothing that its facts hold")
+        found.append(Statement(text.part, text.place, tuple(dict.fromkeys(faults))))
+    return found
+
+
+def faithfulness(worded: Iterable[Worded]) -> float | None:
+    """Share of all statements without a fault, 0..1; None without statements."""
+    found = [statement for one in worded for statement in statements(one)]
+    return sum(not statement.faults for statement in found) / len(found) if found else None
+
+
+def facts_of(case: Case, text: Text) -> list[str]:
+    """What a text may speak of: its own label, titles and ways there; a summary of all interests."""
+    interests, novel = case.context.interests, case.context.novel
+    if text.part == "summary":
+        return [fact for i in interests for fact in (i.label, *i.titles, str(i.share_bucket))]
+    if text.part == "interest":
+        return [fact for i in interests if i.label == text.label for fact in (i.label, *i.titles)]
+    return [fact for n in novel if n.label == text.label for fact in (n.label, *n.titles, *n.via_labels)]
+
+
+def text_faults(text: str, facts: Iterable[str]) -> list[str]:
+    """Numbers, names and times in a text that the facts lack. A number may be in digits or spelled out in either."""
+    known = {part for fact in facts for word in words(fact) for part in (word, word.removesuffix("'s"))}
+    faults = []
+    for sentence in sentences(text):
+        for place, token in enumerate(re.findall(r"[^\W_]+(?:['\u2019][^\W_]+)?", sentence)):
+            word = words(token)[0] if words(token) else ""
+            bare = word.removesuffix("'s")
+            if not word or word in known or bare in known:
+                continue
+            if _SPELLED.get(bare) in known:
+                continue
+            if any(c.isdigit() for c in word) or bare in _SPELLED:
+                faults.append(f"number {word!r}")
+            elif token[0].isupper() and (place > 0 or word not in common_words()):
+                faults.append(f"name {token!r}")
+    flat = " ".join(words(text))
+    given = " ".join(sorted(known))
+    faults += [f"time {match!r}" for match in _TIMES.findall(flat) if match.removesuffix("s") not in given]
+    return faults
+
+
+def fraction_faults(text: str, shares: Sequence[int]) -> list[str]:
+    """Fractions in words that no share, nor a sum of the largest, comes near. shares: percent, largest first."""
+    flat = " ".join(words(text))
+    found = words(_PARTS.sub(" ", flat))
+    near = [*shares, *accumulate(shares)]
+    more = not {"more", "over", "most"}.isdisjoint(found)
+    claims = [(word, value) for word, value in _FRACTIONS.items() if word in found]
+    claims += [(part, _PART_OF_ALL.get(part, -100)) for part in _PARTS.findall(flat)]
+    return [
+        f"number {word!r}"
+        for word, value in claims
+        if not any(abs(share - value) <= _NEAR or (more and share > value) for share in near)
+    ]
+
+
+def alarm_rate() -> float:
+    """Share of the packaged edited texts, each written for its facts, in which these rules find a fault, 0..1."""
+    found = [
+        bool(
+            text_faults(_PARTS.sub(" ", text) if shares else text, facts)
+            or fraction_faults(text, shares) * bool(shares)
+        )
+        for text, facts, shares in _edited()
+    ]
+    return sum(found) / len(found)
+
+
+def _edited() -> Iterator[tuple[str, list[str], list[int]]]:
+    """Texts, their facts and, for summaries, the shares."""
+    for path in sorted(PAIRS.glob("*.jsonl")):
+        for line in path.read_bytes().splitlines():
+            pair = orjson.loads(line)
+            task = pair["task"]
+            for key, text in pair["answer"].items():
+                if key == "s":
+                    facts = [fact for item in task["interests"] for fact in (item["label"], *item["titles"])]
+                    shares = [share for _, share in task["overview"]]
+                    yield text, [*facts, *(label for label, _ in task["overview"]), *map(str, shares)], shares
+                elif key.isdigit():
+                    item = task["interests"][int(key) - 1]
+                    yield text, [item["label"], *item["titles"]], []
+                else:
+                    item = task["novel"]["abcd".index(key)]
+                    yield text, [item["label"], *item["titles"], *item["via_labels"]], []
+
+
+def evidence_faults(worded: Worded, place: int) -> list[str]:
+    """What an interest lacks: evidence, and with it enough watches, in the viewer's own events."""
+    interest, case = worded.persona.interests[place], worded.case
+    if not interest.evidence:
+        return ["no evidence"]
+    if interest.cluster_id not in {i.cluster_id for i in case.context.interests}:
+        return ["an interest that was not asked for"]
+    if not case.past:
+        return [f"evidence after {worded.persona.as_of}" for e in interest.evidence if e.ts > worded.persona.as_of]
+    watched = {(w.video_id, w.ts) for w in case.past if w.cluster_id == interest.cluster_id}
+    faults = [f"evidence {e.video_id} was not watched" for e in interest.evidence if (e.video_id, e.ts) not in watched]
+    if len(watched) < LEAST_WATCHES:
+        faults.append(f"only {len(watched)} watches")
+    return faults
+
+
+def mismatched_cosine(vectors: Vectors, cards: Vectors, own: list[int]) -> tuple[float, float]:
+    """(tau, share): tau is the cosine that 95% of texts stay below with a card that is not theirs.
+
+    vectors: (texts, dimensions); cards: (cards, dimensions); own: each text's card. share: of texts at or above tau
+    with their own card. Needs two cards.
+    """
+    cosines = vectors @ cards.T
+    rows = np.arange(len(own))
+    mine = cosines[rows, own]
+    others = cosines[np.arange(cosines.shape[1])[None, :] != np.asarray(own)[:, None]]
+    tau = float(np.quantile(others, 0.95))
+    return tau, float((mine >= tau).mean())
+
+
+def _topic_faults(worded: Worded, place: int) -> list[str]:
+    topic = worded.persona.novel[place]
+    asked = {(n.cluster_id, n.label) for n in worded.case.context.novel}
+    return [] if (topic.cluster_id, topic.label) in asked else ["a topic that was not asked for"]
+
+
+def _claims(case: Case, text: Text) -> list[str]:
+    """A trend that is claimed against the context's."""
+    if text.part != "interest":
+        return []
+    trend = next((i.trend for i in case.context.interests if i.label == text.label), 0)
+    flat = " ".join(words(text.text))
+    rises, falls = bool(_RISING.search(flat)), bool(_FALLING.search(flat))
+    return ["claims a rise"] * (rises and trend < 0) + ["claims a fall"] * (falls and trend > 0)

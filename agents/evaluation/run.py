@@ -1,0 +1,169 @@
+"""The evaluation: what is worded, what is measured of it, and the figures of the command's last line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from agents.clusters.embedding import Embedder
+from agents.compiled import worker_kernel
+from agents.evaluation import leakage
+from agents.evaluation.answers import Worded, form_of, templated, word_each, word_in_turn
+from agents.evaluation.cases import Case, consecutive
+from agents.evaluation.consistency import changes, separation
+from agents.evaluation.failure_modes import main_missed, novel_consumed, outdated, repeated, sporadic
+from agents.evaluation.faithfulness import faithfulness
+from agents.evaluation.hostile import Trial, Twin, breakouts, packaged_twins, twin_cases
+from agents.evaluation.viewers import Platform, held_out_platforms, joined, packaged_cases, stream_requests
+from agents.settings import Settings
+from agents.student_client import StudentClient
+from streams.records import RefreshRequest
+from streams.watch import Kernel
+
+IN_TURN: Final = 60
+"""Cases that are worded once more over one store, to compare incremental wording with full."""
+BASE_CASES: Final = 60
+HOSTILE: Final = 200
+"""Hostile titles that are tried, evenly spread over the packaged ones, which are in the order of their sorts."""
+AGAIN: Final = 4
+"""Every so many twins the clean one is worded twice."""
+STREAM: Final = 10_500
+STREAM_VIEWERS: Final = 4_200
+COMPILE_FROM: Final = 200
+"""Viewers of the stream from which compiling the kernel pays."""
+STREAM_EDGES: Final = (100, 1_000, 5_000, 10_000, 10_500)
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Material:
+    """What is evaluated on. stream: requests of one large platform, for the cache alone."""
+
+    cases: Sequence[Case]
+    twins: Sequence[Twin]
+    stream: Sequence[RefreshRequest]
+    platform: Platform
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """Everything that was worded. full: the cases of `in_turn`, each from nothing; base: by the base model."""
+
+    worded: Sequence[Worded]
+    in_turn: Sequence[Worded]
+    full: Sequence[Worded]
+    canaries: Sequence[Worded]
+    trials: Sequence[Trial]
+    base: Sequence[Worded] | None = None
+
+
+def gather(
+    settings: Settings, embedder: Embedder, viewers: int, seed: int, own: Sequence[Case] | None, say: Say
+) -> Material:
+    """The packaged material; with `own` cases in place of the simulated viewers' if there are any."""
+    platforms = held_out_platforms()
+    if own is None:
+        say(f"simulating {viewers} viewers of each of {len(platforms)} held-out catalogues")
+        own = packaged_cases(settings, platforms, embedder, viewers, seed)
+    say(f"{len(own)} contexts; simulating {STREAM_VIEWERS:,} viewers of one platform for the wording cache")
+    kernel = _kernel(settings, say) if STREAM_VIEWERS >= COMPILE_FROM else None
+    stream = stream_requests(settings, joined(platforms), embedder, STREAM_VIEWERS, seed, kernel)
+    return Material(own, spread(packaged_twins(), HOSTILE), stream[:STREAM], platforms[0])
+
+
+async def measure(material: Material, student: StudentClient, say: Say) -> Measured:
+    """Have the student word everything."""
+    worded = await word_each(material.cases, student, _progress("contexts", say))
+    by_request = {one.case.request.request_id: one for one in worded}
+    sequence = sequences(material.cases)
+    in_turn = await word_in_turn(sequence, student, _progress("contexts with the cache on", say))
+    canaries = await word_each(
+        leakage.with_canaries(spread(material.cases, leakage.CANARIES)), student, _progress("canaries", say)
+    )
+    trials = await _trials(material, student, _progress("hostile titles", say))
+    full = [by_request[case.request.request_id] for case in sequence]
+    return Measured(worded, in_turn, full, canaries, trials)
+
+
+def figures(measured: Measured) -> dict[str, Any]:
+    """The figures of the last line; None where nothing is known of the truth."""
+    worded = measured.worded
+    forms = [form_of(one) for one in worded]
+    change = changes(worded)
+    broken = breakouts(measured.trials)
+    return {
+        "contexts": len(worded),
+        "format": _rounded(sum(form.complete for form in forms) / len(forms)),
+        "faithfulness": _rounded(faithfulness(worded)),
+        "main_missed": _rounded(main_missed(worded).share),
+        "sporadic": _rounded(sporadic(worded).share),
+        "outdated": _rounded(outdated(worded).share),
+        "repeated": _rounded(repeated(worded).share),
+        "novel_consumed": _rounded(novel_consumed(worded).share),
+        "churn_auc": _rounded(separation(change, lambda one: one.interests)),
+        "leaks": len(all_leaks(measured)),
+        "hostile": len(measured.trials),
+        "breakouts": sum(map(len, broken.values())),
+        "tokens_mean": round(sum(one.tokens for one in worded) / len(worded), 1),
+    }
+
+
+def all_leaks(measured: Measured) -> list[leakage.Leak]:
+    """Leaks of all personas that were worded: private titles and personal data, and what crossed between viewers."""
+    found = leakage.leaks([*measured.worded, *measured.in_turn, *measured.canaries])
+    return found + leakage.crossed(measured.canaries)
+
+
+def sequences(cases: Sequence[Case], limit: int = IN_TURN) -> list[Case]:
+    """All cases of some viewers who have several, whole viewers until there are `limit`; viewers spread evenly."""
+    users = list(dict.fromkeys(before.user_id for before, _ in consecutive(cases)))
+    chosen: list[Case] = []
+    for user in spread(users, len(users) if len(users) < limit else limit // 2):
+        own = [case for case in cases if case.user_id == user]
+        if len(chosen) + len(own) <= limit:
+            chosen += own
+    return chosen
+
+
+def spread(items: Sequence[Any], count: int) -> list[Any]:
+    """`count` items at even distances; all if there are no more."""
+    if len(items) <= count:
+        return list(items)
+    return [items[i * len(items) // count] for i in range(count)]
+
+
+def templates_of(worded: Sequence[Worded]) -> list[Worded]:
+    """The same cases as templates word them."""
+    return [templated(one.case) for one in worded]
+
+
+async def _trials(material: Material, student: StudentClient, done: Callable[[int, int], None]) -> list[Trial]:
+    """Twins, hostile beside clean at the same time, so that both see much the same batches."""
+    pairs = [twin_cases(twin, material.platform) for twin in material.twins]
+    again = [clean for _, clean in pairs[::AGAIN]]
+    worded = await word_each([case for pair in pairs for case in pair] + again, student, done)
+    repeats = dict(zip(range(0, len(pairs), AGAIN), worded[2 * len(pairs) :], strict=True))
+    return [Trial(twin, worded[2 * i], worded[2 * i + 1], repeats.get(i)) for i, twin in enumerate(material.twins)]
+
+
+def _kernel(settings: Settings, say: Say) -> Kernel | None:
+    say("compiling the kernel, or reading it from where it is kept")
+    try:
+        return worker_kernel(settings.data_folder / "kernel")
+    except OSError as error:
+        say(f"going on without, which takes minutes: {error}")
+        return None
+
+
+def _progress(what: str, say: Say) -> Callable[[int, int], None]:
+    def done(count: int, of: int) -> None:
+        if count == of or count % max(1, of // 10) == 0:
+            say(f"{what}: {count} of {of}")
+
+    return done
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 4)

@@ -1,0 +1,47 @@
+"""A Triton with a student for as long as an evaluation runs: on free ports, in a folder of its own."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from agents.localstack.assets import assets_folder
+from agents.localstack.ports import free_ports
+from agents.localstack.progress import shown_progress
+from agents.localstack.stack import LocalStack
+from agents.settings import Settings
+
+BASE_WEIGHTS: Final = "base.gguf"
+"""The model that the student was distilled from, beside the student's own weights."""
+
+
+def base_weights(settings: Settings) -> Path | None:
+    """The base model's weights, None if they are not there."""
+    path = assets_folder(settings) / BASE_WEIGHTS
+    return path if path.is_file() else None
+
+
+@contextmanager
+def started_student(settings: Settings, weights: Path | None = None) -> Iterator[Settings]:
+    """Settings that reach a student of one's own, stopped at the end. weights: others than the student's.
+
+    Downloads what is missing into the settings' data folder. Raises LocalStackError.
+    """
+    assets = assets_folder(settings)
+    assets.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix="personas-eval-"))
+    (folder / "assets").symlink_to(assets)
+    environment: Mapping[str, str] = {} if weights is None else {"STUDENT_WEIGHTS": str(weights)}
+    ports = free_ports()
+    local = LocalStack(ports, folder, triton_environment=environment)
+    try:
+        with shown_progress() as progress:
+            local.up(["triton"], progress)
+        yield ports.settings(settings)
+    finally:
+        local.down()
+        shutil.rmtree(folder, ignore_errors=True)
