@@ -14,7 +14,7 @@ import tritonclient.grpc.aio as triton
 from tritonclient.utils import InferenceServerException
 
 from agents.settings import Settings
-from streams.prompts import Prompt, all_grammars, draft_answer
+from streams.prompts import Prompt, all_grammars, plain_answer
 
 RETRY_TEMPERATURE: Final = 0.6
 """Sampling temperature of any seed but 0; seed 0 is greedy."""
@@ -116,6 +116,20 @@ class TritonStudent:
         except InferenceServerException:
             return False
 
+    async def identity(self) -> str | None:
+        """`name/version` of the student as its answers state them: the newest version that is ready.
+
+        None while there is none; never raises.
+        """
+        if self._closed:
+            return None
+        try:
+            metadata = await self._client.get_model_metadata(self._model, client_timeout=_READY_SECONDS)
+        except InferenceServerException:
+            return None
+        versions = [version for version in metadata.versions if version.isdecimal()]
+        return f"{metadata.name}/{max(versions, key=int)}" if versions else None
+
     async def close(self) -> None:
         """See `StudentClient.close`."""
         if not self._closed:
@@ -141,7 +155,7 @@ class ScriptedStudent:
         delay_seconds: float = 0.0,
         deadline_seconds: float = 60.0,
     ) -> None:
-        self._script = script or (lambda prompt, seed: draft_answer(prompt))
+        self._script = script or (lambda prompt, seed: plain_answer(prompt))
         self._places = asyncio.Semaphore(concurrency)
         self._delay = delay_seconds
         self._deadline = deadline_seconds

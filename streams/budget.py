@@ -24,7 +24,7 @@ from streams.records import RefreshRequest, Rule
 HOUR_SECONDS: Final = 3600.0
 BURST_SECONDS: Final = 600.0
 """What the bucket holds at most is what it earns in this time: an hour's tokens are at most 7/6 of the budget."""
-FIRST_TOKENS_PER_TEXT: Final = 250.0
+FIRST_TOKENS_PER_TEXT: Final = 100.0
 """Tokens of a text, prompt and answer, until the first is measured."""
 MEAN_OVER_TEXTS: Final = 1000
 """The mean tokens of a text follow about as many of the latest texts: prompts and students change."""
@@ -155,13 +155,14 @@ class Budget:
         del self._line[upgrades : upgrades + beyond]
         return turned_away
 
-    def settle(self, ticket: Ticket, tokens: int | None, texts: int) -> None:
-        """Charge what a request really cost; None, where it was interrupted: what was expected.
+    def settle(self, ticket: Ticket, tokens: int, texts: int, *, interrupted: bool = False) -> None:
+        """Charge what a request really cost.
 
-        texts: those that the tokens were paid for; 0 teaches nothing about the cost of a text.
+        texts: those that the tokens were paid for; 0 teaches nothing about the cost of a text. interrupted: more may
+        have been spent than is known, so what was expected stays charged if that is more.
         """
         charged = self._charged.pop(ticket)
-        if tokens is None:
+        if interrupted and tokens < charged:
             return
         self._level += charged - tokens
         if texts:

@@ -1,7 +1,9 @@
 """Which of a viewer's clusters a persona states, and which others it proposes.
 
-Statistics alone, on numbers: streams/selection.py puts the words to it. The set is stable: an interest enters at 3
-watches and 3% of the viewer's watches, and stays until it falls below two thirds of either.
+Statistics alone, on numbers: streams/selection.py puts the words to it. The set is stable: an interest enters at a
+decayed count of 2.25 and 3% of the viewer's watches, and stays until it falls below two thirds of either. A watch
+counts 1 at most, so what was watched fewer than three times never enters; at a count of 3 what was watched three times
+would not either, once it has decayed a little.
 
 A novel topic's score is the sum over the interests of share times cosine. Where the registry holds a graph of
 transitions (streams/transitions.py), it is
@@ -37,7 +39,7 @@ from streams.state import EMPTY, EVIDENCE, HIDDEN, PINNED, SLOTS, STATED
 
 MAXIMUM_INTERESTS: Final = STATED
 MAXIMUM_NOVEL: Final = 3
-ENTER_COUNT, ENTER_SHARE = 3.0, 0.03
+ENTER_COUNT, ENTER_SHARE = 2.25, 0.03
 STAY_FACTOR: Final = 2.0 / 3.0
 INCUMBENT_BONUS: Final = 1.25
 """An interest already stated gives its place only to one a quarter stronger."""

@@ -14,19 +14,22 @@ from streams.state import EMPTY, HIDDEN, OPTED_OUT, PINNED, UNIT, State, members
 def apply_control(state: State, control: UserControl, model: Model) -> tuple[State, Command | None]:
     """The state after a control, and what it asks of the persona app (None: nothing).
 
-    Erasing, opting out and clearing the history start a new epoch; what was counted is gone, markers stay.
+    Erasing, opting out and clearing the history start a new epoch; what was counted is gone, markers stay. So does the
+    audience unless everything is erased: without it a child's next persona could propose anything.
     """
     kind = control.kind
     if kind is ControlKind.ERASE:
         return _forgotten(state, flags=0), Command.ERASE
     if kind is ControlKind.OPT_OUT:
-        return _forgotten(state, flags=OPTED_OUT), Command.OPT_OUT
+        gone = _forgotten(state, flags=OPTED_OUT)
+        gone["audience"] = state["audience"]
+        return gone, Command.OPT_OUT
     if kind is ControlKind.OPT_IN:
         state["flags"] = int(state["flags"]) & ~OPTED_OUT
         return state, None
     if kind is ControlKind.CLEAR_HISTORY:
         cleared = _forgotten(state, flags=int(state["flags"]))
-        cleared["hidden"], cleared["pinned"] = state["hidden"], state["pinned"]
+        cleared["hidden"], cleared["pinned"], cleared["audience"] = state["hidden"], state["pinned"], state["audience"]
         for cluster in sorted(members(state["pinned"])):
             seat(cleared, cluster, model)
         return cleared, Command.ERASE

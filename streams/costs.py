@@ -93,7 +93,10 @@ class Costs:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """Sums over persona records. texts: by tier, `cache` among them; a template's texts count as plain."""
+    """Sums over persona records. texts: by tier, `cache` among them.
+
+    New texts of a template that does not say how many are plain, as older ones, count as plain.
+    """
 
     personas: int
     texts: dict[str, int]
@@ -131,9 +134,11 @@ def measure(personas: Iterable[Persona]) -> Measured:
         model = persona.model
         count += 1
         new = max(0, model.items - model.items_cached - model.items_teacher)
+        plain = min(new, model.items_plain or new) if persona.tier is Tier.TEMPLATE else 0
         texts[CACHE] += model.items_cached
         texts[Tier.TEACHER] += model.items_teacher
-        texts[Tier.TEMPLATE if persona.tier is Tier.TEMPLATE else Tier.STUDENT] += new
+        texts[Tier.TEMPLATE] += plain
+        texts[Tier.STUDENT] += new - plain
         tokens_in += model.tokens_in
         tokens_out += model.tokens_out
         teacher_in += model.teacher_tokens_in

@@ -14,7 +14,7 @@ from typing import Final
 import orjson
 
 from streams.identifiers import content_hash
-from streams.prompts import PROMPT_VERSION
+from streams.prompts import PROMPT_VERSION, facts_line
 from streams.records import (
     SCHEMA_VERSION,
     Changes,
@@ -98,17 +98,18 @@ def receipt_key(user_id: str) -> str:
 def content_keys(request: RefreshRequest, model_id: str) -> Keys:
     """Cache keys of the texts that a student `model_id` (name and version) would write for this request.
 
-    Raises ValueError for a request without a context.
+    By what its prompts say: contexts that differ in what no prompt holds share their texts. Raises ValueError for a
+    request without a context.
     """
     context = context_of(request)
-    common = (request.registry_version, context.language, model_id, PROMPT_VERSION)
+    common = (context.language, model_id, PROMPT_VERSION)
+    interests = [WordingTask((_interest_task(interest),), (), ()) for interest in context.interests]
+    novel = [WordingTask((), (_novel_task(topic),), ()) for topic in context.novel]
+    overview = _overview(context)
     return Keys(
-        summary=_key("summary", *common, _overview(context)),
-        interests=tuple(
-            _key("interest", *common, i.cluster_id, i.label, i.share_bucket, i.trend, i.titles)
-            for i in context.interests
-        ),
-        novel=tuple(_key("novel", *common, n.cluster_id, n.label, n.via_labels, n.titles) for n in context.novel),
+        summary=_key("summary", *common, *(facts_line(WordingTask((), (), overview)) if overview else ())),
+        interests=tuple(_key("interest", *common, *facts_line(task)) for task in interests),
+        novel=tuple(_key("novel", *common, *facts_line(task)) for task in novel),
     )
 
 

@@ -1,14 +1,19 @@
-"""The student's prompt: the task's lines after worked examples, in the chat form the model was trained on.
+"""The student's prompt and grammars: one text a prompt, in the chat form the model was trained on.
 
-The part that never changes comes first, so that a server with a prefix cache reads it once. Each line of a task is a
-plain draft; the model turns it into a sentence. The answer is one compact JSON object under a grammar that depends
-only on how many interests and topics there are, never on what they are, so that every grammar can be compiled before
-serving. An untuned small model is best asked for one text at a time (`split_task`): with many items in one prompt it
-mixes them up.
+A prompt is one line of facts: how the sentence begins, what it is about, and a few titles:
+
+    s. Mostly watches | sourdough baking 40%, trail running 25%
+    1. Returns to | sourdough baking | steady | Feeding a starter / My 24 hour loaf
+    a. May want to try | pottery | after sourdough baking | Throwing a first bowl
+
+The core chooses the opening by the content, so that sentences differ between items and are the same for the same item.
+The answer is one compact JSON object of one text, under a grammar that depends on its key alone, so that every grammar
+is compiled before serving. What comes before the line never changes: a server with a prefix cache reads it once.
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Final
@@ -16,48 +21,68 @@ from typing import Final
 import orjson
 
 from streams.wording import (
-    EXAMPLES,
     INTEREST_KEYS,
-    MAXIMUM_INTERESTS,
-    MAXIMUM_NOVEL,
     NOVEL_KEYS,
     SUMMARY_KEY,
-    Example,
     InterestTask,
     NovelTask,
     WordingTask,
-    answer_keys,
     clean_label,
     sanitise_title,
     task_keys,
 )
 
-PROMPT_VERSION: Final = "1"
+PROMPT_VERSION: Final = "2"
 """Changes with anything that changes prompts or grammars."""
 
-_SYSTEM: Final = "Write each line as one short, smooth sentence about a viewer."
-_INTEREST_HEADS: Final = ("Enjoys", "Follows", "Likes", "Returns to", "Often watches", "Keeps up with")
-_NOVEL_HEADS: Final = ("Might like", "Could enjoy", "May try", "Might explore")
-_SUMMARY_HEAD: Final = "Mostly watches"
-_TITLES: Final = 2
-_TITLE_CHARACTERS: Final = 40
+MAXIMUM_TOKENS: Final = 72
+"""Of an answer, its JSON included."""
+
+OWN_LABEL: Final = ""
+"""An opening that is the item's own label."""
+INTEREST_OPENINGS: Final = {
+    0: (
+        *("Enjoys", "Likes", "Follows", "Often watches", "Returns to", "Keeps up with", "Makes time for"),
+        *("Regularly picks", "Has a lasting interest in", "Is fond of", "Comes back to", "Appreciates"),
+        *(OWN_LABEL, OWN_LABEL, OWN_LABEL),
+    ),
+    1: (
+        *("Watches more and more", "Is getting into", "Increasingly picks", "Shows a growing interest in"),
+        *("Is turning to", "Has taken to", "Spends more and more time on", OWN_LABEL, OWN_LABEL),
+    ),
+    -1: (
+        *("Still watches", "Now and then returns to", "Watches less", "Keeps a quieter interest in"),
+        *("Occasionally picks", "Spends less time on", OWN_LABEL, OWN_LABEL),
+    ),
+}
+"""How a description may begin, by trend."""
+NOVEL_OPENINGS: Final = (
+    *("Might enjoy", "Could like", "May want to try", "Might look into", "Could branch out into", "May find"),
+    *(OWN_LABEL, OWN_LABEL, OWN_LABEL),
+)
+VIA_OPENINGS: Final = ("After", "With", "Liking", "From")
+"""Further openings of a reason where some interest leads to the topic."""
+SUMMARY_OPENINGS: Final = (
+    *("Mostly watches", "Leans toward", "Comes mainly for", "Spends most time on", "Returns most often to"),
+    *(OWN_LABEL, OWN_LABEL),
+)
+
+_SYSTEM: Final = "Write the line as one short sentence about a viewer."
+_INTEREST_TITLES: Final = 3
+_NOVEL_TITLES: Final = 2
+_TITLE_CHARACTERS: Final = 64
 _OVERVIEW: Final = 4
-_TRENDS: Final = {1: " more and more", 0: "", -1: " less than before"}
+_TRENDS: Final = {1: "rising", 0: "steady", -1: "falling"}
+_NAMELESS: Final = "this topic"
 
-
-# A sentence after its head: words with at most one comma each, then the full stop. No quote or backslash can occur.
-def _alternatives(heads: tuple[str, ...]) -> str:
-    return " | ".join(f'"{head}"' for head in heads)
-
-
-_RULES: Final = rf"""
-interest ::= ({_alternatives(_INTEREST_HEADS)}) rest
-novel ::= ({_alternatives(_NOVEL_HEADS)}) rest
-summary ::= "{_SUMMARY_HEAD}" rest
-rest ::= (" " word ","?){{1,19}} " " word "."
-word ::= part ("-" part)?
-part ::= [A-Za-z0-9\u00C0-\u024F] [A-Za-z0-9\u00C0-\u024F']{{0,15}}
+# Words with at most one comma each, then the full stop. No quote, backslash or line's mark can occur.
+_RULES: Final = r"""
+text ::= word ","? (" " word ","?){1,32} " " word "."
+word ::= part ("-" part){0,2}
+part ::= [A-Za-z0-9\u00C0-\u024F] [A-Za-z0-9\u00C0-\u024F']{0,18}
 """
+_FOREIGN: Final = re.compile(r"[^\W\dA-Za-z\u00C0-\u024F]")
+_CODED: Final = re.compile(r"\w*(?:[^\W\d_]\d+[^\W\d_]|\d[^\W\d_x]+\d)\w*|\b[A-Za-z0-9]{20,}\b")
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,118 +95,121 @@ class Prompt:
     prompt_hash: str
 
 
-def build_prompt(task: WordingTask) -> Prompt:
-    """The prompt of a task, or better of a piece of one (`split_task`).
-
-    ValueError beyond 6 interests or 4 topics, and for a task that asks for nothing.
-    """
+def build_prompt(piece: WordingTask) -> Prompt:
+    """The prompt of a piece of a task: see `split_task`. ValueError for a task that asks for more than one text."""
+    key, line = facts_line(piece)
     return Prompt(
-        text=f"{_PREFIX}{_turn('user', _lines(task))}<|im_start|>assistant\n",
-        grammar=grammar_for(len(task.interests), len(task.novel), summary=bool(task.overview)),
-        maximum_tokens=8 + 40 * len(task_keys(task)),
+        text=f"{_PREFIX}<|im_start|>user\n{key}. {line}<|im_end|>\n<|im_start|>assistant\n",
+        grammar=grammar_for(key),
+        maximum_tokens=MAXIMUM_TOKENS,
         prompt_hash=_PROMPT_HASH,
     )
 
 
-def draft_answer(prompt: Prompt) -> str:
-    """The drafts of the prompt as its answer, what a student says that words nothing anew: for tests and replays."""
-    turn = prompt.text.rsplit("<|im_start|>user\n", 1)[1].split("<|im_end|>", 1)[0]
-    return orjson.dumps(dict(line.split(". ", 1) for line in turn.splitlines())).decode()
+def facts_line(piece: WordingTask) -> tuple[str, str]:
+    """The key of a piece and its line of facts, as the student reads it; ValueError unless it asks for one text."""
+    keys = task_keys(piece)
+    if len(keys) > 1:
+        raise ValueError(f"a prompt asks for one text, this task for {len(keys)}")
+    if piece.overview:
+        return SUMMARY_KEY, _summary(piece.overview)
+    return keys[0], _interest(piece.interests[0]) if piece.interests else _novel(piece.novel[0])
 
 
-def grammar_for(interests: int, novel: int, *, summary: bool = True) -> str:
-    """The grammar, in the GBNF form that xgrammar reads, of the answer to a task of that shape. See `answer_keys`."""
-    parts = [
-        '"' + ("," if i else "{") + rf'\"{key}\":\""' + f" {_rule(key)} " + r'"\""'
-        for i, key in enumerate(answer_keys(interests, novel, summary=summary))
-    ]
-    return f'root ::= {" ".join(parts)} "}}"{_RULES}'
+def plain_answer(prompt: Prompt) -> str:
+    """The facts of a prompt as a plain sentence, what a student says that learned nothing: for tests and replays."""
+    key, line = prompt.text.rsplit("<|im_start|>user\n", 1)[1].split("<|im_end|>", 1)[0].split(". ", 1)
+    opening, subject, *rest = line.split(" | ")
+    if key == SUMMARY_KEY:
+        labels = _enumerated([share.rsplit(" ", 1)[0] for share in subject.split(", ")])
+        text = f"{opening} {labels}." if opening in SUMMARY_OPENINGS else f"{opening} leads before all others."
+    elif key in INTEREST_KEYS:
+        trend, titles = rest[0], rest[1:]
+        moved = {"rising": " more and more", "falling": " less than before"}.get(trend, "")
+        named = any(opening in openings for openings in INTEREST_OPENINGS.values())
+        detail = f", as in {titles[0].split(' / ')[0]}" if titles else ""
+        text = f"{opening} {subject}{detail}." if named else f"{opening} is watched{moved}{detail}."
+    else:
+        via = rest[0].removeprefix("after ")
+        text = {
+            "After": f"After {via}, {subject} may be worth a try.",
+            "With": f"With {via} among the favorites, {subject} may be worth a try.",
+            "Liking": f"Liking {via} may lead to {subject}.",
+            "From": f"From {via} it is a short way to {subject}.",
+        }.get(opening, f"{opening} {subject}{f' {rest[0]}' if via != 'new' else ''}.")
+        if opening not in NOVEL_OPENINGS and opening not in VIA_OPENINGS:
+            text = f"{opening} may suit{f' {rest[0]}' if via != 'new' else ' as well'}."
+    return orjson.dumps({key: text}).decode()
+
+
+def grammar_for(key: str) -> str:
+    """The grammar, in the GBNF form that xgrammar reads, of an answer of one text under `key`.
+
+    All interests share one grammar, and so do all topics: a prompt's key is the first of its kind.
+    """
+    return rf'root ::= "{{\"{key}\":\"" text "\"}}"{_RULES}'
 
 
 def all_grammars() -> list[str]:
     """Every grammar that a request can carry: what a server compiles before it serves."""
-    shapes = [
-        (interests, novel, summary)
-        for interests in range(MAXIMUM_INTERESTS + 1)
-        for novel in range(MAXIMUM_NOVEL + 1)
-        for summary in (True, False)
-        if interests or novel or summary
-    ]
-    return [grammar_for(interests, novel, summary=summary) for interests, novel, summary in shapes]
+    return [grammar_for(key) for key in (SUMMARY_KEY, INTEREST_KEYS[0], NOVEL_KEYS[0])]
 
 
-def _rule(key: str) -> str:
-    if key == SUMMARY_KEY:
-        return "summary"
-    return "interest" if key in INTEREST_KEYS else "novel"
-
-
-def _lines(task: WordingTask) -> str:
-    labels = [clean_label(label) for label, _ in task.overview[:_OVERVIEW]]
-    shown = [label for label in labels if label]
-    lines = [f"{SUMMARY_KEY}. {_SUMMARY_HEAD} {_enumerated(shown)}."] if task.overview else []
-    heads = _picked(_INTEREST_HEADS, [i.label for i in task.interests])
-    lines += [f"{key}. {h} {_interest(i)}" for key, h, i in zip(INTEREST_KEYS, heads, task.interests, strict=False)]
-    heads = _picked(_NOVEL_HEADS, [n.label for n in task.novel])
-    lines += [f"{key}. {h} {_novel(n)}" for key, h, n in zip(NOVEL_KEYS, heads, task.novel, strict=False)]
-    return "\n".join(lines)
-
-
-def _picked(heads: tuple[str, ...], labels: list[str]) -> list[str]:
-    """A head for each label: by the label alone unless an earlier one took it, so that single items differ too."""
-    left = list(heads)
-    picked = []
-    for label in labels:
-        wanted = heads[blake2b(label.encode("utf-8", "replace"), digest_size=1).digest()[0] % len(heads)]
-        picked.append(left.pop(left.index(wanted) if wanted in left else 0))
-    return picked
+def _summary(overview: tuple[tuple[str, int], ...]) -> str:
+    shares = {label: share for label, share in ((clean_label(name), share) for name, share in overview) if label}
+    named = [(label.replace(",", ""), share) for label, share in shares.items()][:_OVERVIEW] or [(_NAMELESS, 0)]
+    opening = _picked(SUMMARY_OPENINGS, *(f"{label}{share}" for label, share in named)) or _capitalised(named[0][0])
+    return f"{opening} | {', '.join(f'{label} {share}%' for label, share in named)}"
 
 
 def _interest(interest: InterestTask) -> str:
-    label = clean_label(interest.label) or "this topic"
-    titles = _titles(interest.titles)
-    detail = f", from {titles[0]} to {titles[1]}" if len(titles) > 1 else "".join(f", such as {t}" for t in titles)
-    return f"{label}{_TRENDS.get(interest.trend, '')}{detail}."
+    label = clean_label(interest.label) or _NAMELESS
+    openings = INTEREST_OPENINGS.get(interest.trend, INTEREST_OPENINGS[0])
+    opening = _picked(openings, label, str(interest.trend)) or _capitalised(label)
+    return _joined(opening, label, _TRENDS.get(interest.trend, "steady"), _titles(interest.titles, _INTEREST_TITLES))
 
 
 def _novel(novel: NovelTask) -> str:
-    label = clean_label(novel.label) or "this topic"
-    via = [name for name in map(clean_label, novel.via_labels) if name]
-    after = f" after {_enumerated(via[:2])}" if via else ""
-    return f"{label}{after}{''.join(f', starting with {t}' for t in _titles(novel.titles)[:1])}."
+    label = clean_label(novel.label) or _NAMELESS
+    via = [name for name in map(clean_label, novel.via_labels) if name][:2]
+    openings = (*NOVEL_OPENINGS, *VIA_OPENINGS) if via else NOVEL_OPENINGS
+    opening = _picked(openings, label, *via) or _capitalised(label)
+    return _joined(opening, label, f"after {_enumerated(via)}" if via else "new", _titles(novel.titles, _NOVEL_TITLES))
 
 
-def _titles(titles: tuple[str, ...]) -> list[str]:
+def _joined(*parts: str) -> str:
+    return " | ".join(filter(None, parts))
+
+
+def _picked(openings: tuple[str, ...], *content: str) -> str:
+    digest = blake2b("\x1f".join(content).encode("utf-8", "replace"), digest_size=2).digest()
+    return openings[int.from_bytes(digest, "big") % len(openings)]
+
+
+def _titles(titles: tuple[str, ...], count: int) -> str:
+    """The first titles that the student can retell, each up to its first comma if that is more than one word."""
     cleaned = [_main_clause(sanitise_title(title)) for title in titles]
-    return [_lowered(title) for title in cleaned if title][:_TITLES]
+    return " / ".join([title for title in cleaned if title and _can_be_retold(title)][:count])
+
+
+def _can_be_retold(title: str) -> bool:
+    """Whether its letters are those of the grammar, no word mixes them with digits, and none comes again and again."""
+    words = title.casefold().split()
+    return not _FOREIGN.search(title) and not _CODED.search(title) and all(words.count(word) < 3 for word in words)
 
 
 def _main_clause(title: str) -> str:
-    """A title up to its first comma if that is more than one word, as short as a sentence can take it."""
     clause = title.partition(",")[0]
     return sanitise_title(clause if " " in clause else title, _TITLE_CHARACTERS)
 
 
-def _lowered(title: str) -> str:
-    """Begin with a small letter, as inside a sentence, where the title is a phrase and not a name."""
-    first, _, rest = title.partition(" ")
-    return title[0].lower() + title[1:] if first.istitle() and rest[:1].islower() else title
+def _capitalised(label: str) -> str:
+    return label[0].upper() + label[1:]
 
 
 def _enumerated(labels: list[str]) -> str:
-    return labels[0] if len(labels) == 1 else f"{', '.join(labels[:-1])} and {labels[-1]}" if labels else "many topics"
+    return labels[0] if len(labels) == 1 else f"{', '.join(labels[:-1])} and {labels[-1]}"
 
 
-def _turn(role: str, content: str) -> str:
-    return f"<|im_start|>{role}\n{content}<|im_end|>\n"
-
-
-def _answer(example: Example) -> str:
-    values = (example.wording.summary, *example.wording.descriptions, *example.wording.reasons)
-    return orjson.dumps(dict(zip(task_keys(example.task), filter(None, values), strict=True))).decode()
-
-
-_PREFIX: Final = _turn("system", _SYSTEM) + "".join(
-    _turn("user", example.draft) + _turn("assistant", _answer(example)) for example in EXAMPLES
-)
+_PREFIX: Final = f"<|im_start|>system\n{_SYSTEM}<|im_end|>\n"
 _PROMPT_HASH: Final = blake2b("\n".join([PROMPT_VERSION, _PREFIX, *all_grammars()]).encode(), digest_size=8).hexdigest()

@@ -302,7 +302,8 @@ class Model:
 
     tokens_in, tokens_out: of all models, answers that were not used included; teacher_tokens_in, teacher_tokens_out:
     the teacher's part of them. items: texts of the persona (summary, descriptions, reasons); items_cached: those the
-    wording cache had; items_teacher: those the teacher worded now.
+    wording cache had; items_teacher: those the teacher worded now; items_plain: those of a template, 0 also in records
+    that are older than the field.
     """
 
     name: str
@@ -316,6 +317,7 @@ class Model:
     items_teacher: int = 0
     teacher_tokens_in: int = 0
     teacher_tokens_out: int = 0
+    items_plain: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,39 +1,41 @@
 """What a teacher is asked, and who is worth one: a large instructed model that words the texts a student cannot.
 
-A teacher gets one text at a time as a chat: fixed instructions, then the text's facts as one JSON object. Labels and
-titles enter it cleaned as they do in `streams.prompts`, inside JSON strings, and the instructions say that they are
-data. The answer passes the same gate as any other (`streams.wording.parse_wording`). Texts that were labelled offline
-and texts that were worded live come from the same chat, so one can stand for the other.
+A teacher gets one text at a time as a chat: fixed instructions, then the text's facts as one JSON object. They are what
+a student reads of the same text (`streams.prompts.facts_line`), the words to begin with included: a text that said more
+would teach a student to invent. Labels and titles are clean, stand inside JSON strings, and the instructions say that
+they are data. The answer passes the same gate as any other (`streams.wording.parse_wording`). Texts that were written
+offline to learn from and texts that were worded live come from the same chat, so one can stand for the other.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 from typing import Final
 
 import orjson
 
+from streams.prompts import facts_line
 from streams.records import Maturity, RefreshRequest
 from streams.wording import (
     INTEREST_KEYS,
     MAXIMUM_ANSWER_BYTES,
+    SUMMARY_CHARACTERS,
     SUMMARY_KEY,
-    InterestTask,
-    NovelTask,
     WordingTask,
     clean_label,
-    sanitise_title,
     task_keys,
 )
 
-TEACHING_VERSION: Final = "1"
+TEACHING_VERSION: Final = "2"
 """Changes with anything that changes chats."""
 MAXIMUM_TOKENS: Final = 200
 """Cap of an answer: several times what the longest text that passes the gate takes, for tokenizers poor in a script."""
-_TITLES: Final = 4
 _TRENDS: Final = {1: "rising", 0: "steady", -1: "falling"}
 _HASH_RANGE: Final = 2**64
+# Of a summary, and of the interests that lead to a topic: as many as the student reads.
+_INTERESTS: Final = 4
+_VIA: Final = 2
 
 _COMMON: Final = """\
 You write one short sentence about what a viewer of a video service likes to watch.
@@ -43,25 +45,24 @@ Answer with one JSON object on one line, with exactly one key, the value of "key
 Nothing stands before or after it: no code fence, no comment.
 
 Rules for the sentence:
-- Plain English, about the viewer but without naming or addressing anyone: no "he", "she", "I", "we", "our" or "us".
+- Begin with the words of "begin", letter for letter, and go on from them so that the whole is grammatical.
+- Plain, literal English, about the viewer but without naming or addressing anyone: no "he", "she", "I", "we" or "us".
 - Say only what the facts say: no name, place, number or detail that they do not hold, no guess at who the viewer is.
-- Take words from the facts as they are written there. Begin with a capital; give others one only as the facts do.
+- Take words from the facts as they are written there. Give a word a capital only as the facts do.
 - Letters, digits, spaces, commas, apostrophes and single hyphens only, and one full stop, at the end.
-- 6 to 20 words, at most 160 characters, nothing said twice.
+- 9 to 20 words, at most 160 characters, nothing said twice. No metaphor, no wordplay.
+- If there is "refused", it holds an earlier answer and why it was not taken: write another sentence without that fault.
 """
 _INTEREST: Final = """\
 - It describes the interest in "label": use words of the label, and of a title where that makes it more concrete.
-- "trend" says where it goes: say so only if it is rising or falling.
-- Begin with a verb, such as Enjoys, Follows, Likes, Returns to, Often watches or Keeps up with.
+- "trend" says where it goes: say so only if it is rising or falling and the first words do not say it yet.
 """
 _NOVEL: Final = """\
 - It says why the topic in "label", which the viewer has not watched, may please: name the topic in words of its label
-  and one interest of "because_of" in words of that interest.
-- Begin with Might like, Could enjoy, May try or Might explore.
+  and one interest of "because_of" in words of that interest, if there is one.
 """
 _SUMMARY: Final = """\
 - It sums up the interests in "interests", which are in order of weight: name the first ones in words of their labels.
-- Begin with Mostly watches.
 """
 
 
@@ -106,6 +107,15 @@ def build_chat(task: WordingTask) -> Chat:
     return Chat(_system(keys[0]), orjson.dumps(facts).decode(), MAXIMUM_TOKENS, _CHAT_HASH)
 
 
+def corrected_chat(chat: Chat, answer: str, reason: str) -> Chat:
+    """The chat with an answer to it that was refused, and why: for a second try that does better.
+
+    Of both only letters, digits and light punctuation stay, so that they cannot end the chat in `chat_text`.
+    """
+    refused = {"answer": _plain(answer), "why": _plain(reason)}
+    return replace(chat, user=orjson.dumps({**orjson.loads(chat.user), "refused": refused}).decode())
+
+
 def chat_text(chat: Chat) -> str:
     """The chat as one text in ChatML, for a server that takes no chats."""
     return (
@@ -129,6 +139,11 @@ def compact_answer(text: str) -> str:
         return text
 
 
+def _plain(text: str) -> str:
+    kept = "".join(c if c.isalnum() or c in " .,'-" else " " for c in text[: 4 * SUMMARY_CHARACTERS])
+    return " ".join(kept.split())[:SUMMARY_CHARACTERS]
+
+
 def _system(key: str) -> str:
     if key == SUMMARY_KEY:
         return _COMMON + _SUMMARY
@@ -136,19 +151,18 @@ def _system(key: str) -> str:
 
 
 def _facts(task: WordingTask, key: str) -> dict[str, object]:
+    begin, *rest = facts_line(task)[1].split(" | ")
     if key == SUMMARY_KEY:
-        labels = [clean_label(label) for label, _ in task.overview]
-        return {"interests": [label for label in labels if label]}
+        labels = list(dict.fromkeys(filter(None, (clean_label(label) for label, _ in task.overview))))
+        return {"begin": begin, "interests": labels[:_INTERESTS]}
+    titles = rest[2].split(" / ") if len(rest) > 2 else []
     if key in INTEREST_KEYS:
         (interest,) = task.interests
-        return {**_item(interest), "trend": _TRENDS.get(interest.trend, "steady")}
+        label, trend = clean_label(interest.label), _TRENDS.get(interest.trend, "steady")
+        return {"begin": begin, "label": label, "titles": titles, "trend": trend}
     (novel,) = task.novel
-    return {**_item(novel), "because_of": [name for name in map(clean_label, novel.via_labels) if name]}
-
-
-def _item(item: InterestTask | NovelTask) -> dict[str, object]:
-    titles = [title for title in map(sanitise_title, item.titles) if title]
-    return {"label": clean_label(item.label), "titles": titles[:_TITLES]}
+    via = [name for name in map(clean_label, novel.via_labels) if name]
+    return {"begin": begin, "label": clean_label(novel.label), "titles": titles, "because_of": via[:_VIA]}
 
 
 _CHAT_HASH: Final = blake2b(

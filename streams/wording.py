@@ -33,6 +33,8 @@ CLEANED: Final = 16_384
 """Labels and titles remembered in their cleaned form: those of the clusters come again and again."""
 ITEM_WORDS: Final = (3, 26)
 SUMMARY_WORDS: Final = (3, 40)
+UNKNOWN_OF: Final = 4
+"""One topical word, or one of so many, may be none of the facts: an inflection, a bridge between two titles."""
 ITEM_CHARACTERS: Final = 180
 SUMMARY_CHARACTERS: Final = 280
 
@@ -143,7 +145,75 @@ _COMMANDING_PHRASES: Final = (
 )
 """Text that reads like an order to a model: such a title is left out of prompts, such an answer is refused."""
 
+_WRITING: Final = (
+    r"(?:write|writes|say|says|answer|answers|print|output|outputs|reply|respond|mention|repeat|copy|name|call|begin|"
+    r"start|end|state|claim|add|insert|include|use|pretend|decode|obey|follow|stop|list|reveal|show)"
+)
+_WRITTEN: Final = (
+    r"(?:only|exactly|instead|answer|answers|answering|sentence|sentences|word for word|personas?|viewers?|labels?|"
+    r"titles?|lines?|items?|keys?|interests|reader|rules?|text|it|her|him|this|that|with|in capitals)"
+)
+_MARKED: Final = (
+    r"(?:system|assistant|user|developer|human|admin|input|output|action|thought|instruction|response|label|answer|note|"
+    r"correction|sponsored|canary|secret|api.?key|password)"
+)
+_URGING: Final = (
+    r"(?:please|kindly|you (?:are|must|should|will now|would)|do not|don't|never|always|unless you|from now on|"
+    r"from the next)"
+)
+_IGNORING: Final = (
+    # To ignore, to write, in other languages.
+    r"\b(?:ignor\w*\s+\w*|negeer|schreib\w*|escrib\w*|scriv\w*|\u00e9cri\w*|ecriv\w*|escrev\w*|skriv\w*|napisz|napi\u0161\w*|"
+    r"napishi|yaz\u0131n|tulis\w*|abaikan|ignorir\w*)|\u5ffd\u7565|\u65e0\u89c6|\u7121\u8996|\u66f8\u3044\u3066|"
+    r"\ubb34\uc2dc|\u0438\u0433\u043d\u043e\u0440\w*|\u043d\u0430\u043f\u0438\u0448\w*|\u062a\u062c\u0627\u0647\u0644|"
+    r"\u0627\u0643\u062a\u0628|\u0905\u0928\u0926\u0947\u0916\u093e|\u05d4\u05ea\u05e2\u05dc\u05dd"
+)
+_ORDERING: Final = re.compile(
+    # Verbs of an order to a writer, then what is to be written or who is to be written about.
+    rf"\b{_WRITING}\b[^.!?]{{0,40}}?\b{_WRITTEN}\b"
+    r"|\b(?:the|this|every|each|your|all|as)\s+(?:viewers?|personas?|answers?|sentences?|labels?|outputs?|ai|reply)\b"
+    rf"|\b{_MARKED}\s*[:=\]]"
+    rf"|\b{_URGING}\s+(?:\w+\s+){{0,3}}?(?:write|say|answer|reply|respond|mention|obey|ignore|name|call|output)\b"
+    r"|\b(?:write|say|answer|print|output|reply|respond|echo|type|spell)\s+(?:only\s+|just\s+|with\s+|the word\s+)?"
+    r"(?:[\"'\u201c\u2018(\[]|[A-Z]{3})"
+    r"|\b(?:item|line)\s+\d|\bnext line\b|\bstate your\b|\btranslate (?:the|this)\b|\b(?:dear|the|your) model\b"
+    r"|\bretry with\b|\btodo\s*:|\brespond(?:s|ed|ing)?\b|\bremember (?:for|this)\b|\bnever (?:buy|watch)\b"
+    r"|\buse code\b|\b(?:forget|overlook|disobey|disregard)\b[^.!?]{0,20}"
+    r"\b(?:above|before|earlier|everything|previous|prior|rules?)\b"
+    r"|\bthe (?:above|previous|foregoing) (?:and|text|rules?|orders?|lines?)\b|\bmust contain\b"
+    r"|(?:\b[^\W\d_]\s){5,}\w\b"
+    rf"|\bsend (?:coins|money)\b|{_IGNORING}",
+    re.IGNORECASE,
+)
+"""What reads like an order in a title. It is left out: a cluster has other titles, and a missed one costs a detail."""
+_STRUCTURE: Final = re.compile(
+    r"[{}<>\\^~`=\n\r\t\v\f\x85\u2028\u2029\u2044\u2215\uff0f\uff5c\u29f8\uff1c\uff1e]"
+    r"|--|##|/\*|\*/|//|\*\*|\$\w|%\w\w|&#|&\w+;|\.\./|\[/|__|::|\"\s*[:,}\]]|^\s*\"[^\"]*$|';"
+    r"|\bhttps?\b|www\.|@\w"
+)
+"""Marks of markup, programs and data, which no title for people needs: one that has them is left out of prompts."""
+
+_GROUPED: Final = re.compile(r"(?<=\d),(?=\d{3}\b)")
+"""The comma of 24,000, which is no comma between clauses."""
+
+_NUMBER_TEXT: Final = """
+two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen
+seventeen eighteen nineteen twenty thirty forty fifty
+sixty seventy eighty ninety hundred hundreds thousand thousands million millions billion dozen dozens
+half halves third thirds quarter quarters fifth fifths tenth tenths double twice triple thrice
+"""
+_NUMBERS: Final = frozenset(_NUMBER_TEXT.split())
+"""Numbers in words, which need the same support as digits; one, first and second are as often no numbers."""
+
+_GAINS: Final = re.compile(r" (?:more and more|increasingly|more often|growing interest) ")
+_LOSES: Final = re.compile(r" (?:less (?:than|often|now|time)|though less|watch(?:es|ed) less|quieter|fading) ")
+"""What says that an interest gains or loses."""
+_DISLIKE: Final = re.compile(r" (?:hates?|dislikes?|avoids?|not (?:at all|into|interested|like)|no interest|never) ")
+_WATCHING: Final = frozenset(("enjoys", "follows", "likes", "loves", "often", "returns", "spends", "watches"))
+"""First words that say that something is watched: none may begin the reason of a topic that is new."""
+
 _OPENERS_TEXT: Final = """
+appreciates branching divides has increasingly is liking makes now occasionally shows spends
 picks studies should a after again also an and another anyone as at because both comes could curious drawn enjoys
 especially explores fans finds follows for from gives goes has if in interested into is it keeps
 leans learns likes looks loves mainly many may might most mostly much often picks on one prefers regularly
@@ -156,34 +226,64 @@ _OPENERS: Final = frozenset(_OPENERS_TEXT.split())
 _Trigrams: TypeAlias = frozenset[tuple[str, str, str]]
 
 _TOKEN: Final = re.compile(r"[^\W\d_]+|\d+")
+_CONTRACTED: Final = re.compile(r"['\u2019](?:s|t|d|m)\b")
 _CHAT: Final = re.compile(r"<\|.{0,40}?\|>|\[/?INST\]|<</?SYS>>|</?s>|\b(?:im_start|im_end|endoftext)\b", re.IGNORECASE)
 _LINK: Final = re.compile(
     r"\b(?:https?|ftp)\b\S*|\bwww\.\S*|\S+@\S+|\b[\w-]+\.(?:com|net|org|io|tv|me|co|info|ru|de)\b\S*", re.I
 )
+_DOTTED: Final = re.compile(r"[^\W\d_]{2}\.[^\W\d_]{2}")
 _PHONE: Final = re.compile(r"\d(?:[^\w]*\d){6,}")
 _YEAR: Final = re.compile(r"\s*[(\[]\s*(?:1[89]|20)\d\d\s*[)\]]\s*$")
+_HIDDEN: Final = frozenset(("Cc", "Cf", "Co", "Cs", "Cn", "Me"))
+_UNSEEN: Final = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0")
+_SELECTORS: Final = re.compile("[\u180b-\u180f\ufe00-\ufe0f\U000e0100-\U000e01ef]")
+"""Characters that are not seen, or that cover others: by category, fillers, and those that choose another's form."""
+_EMOJI: Final = re.compile("(?<=[^\\w\\s])[\ufe0e\ufe0f]")
 _TEXT_CHARACTERS: Final = frozenset(" .,'\u2019-&!?+%")
 _LABEL_CHARACTERS: Final = frozenset(" ,'\u2019-&+")
 
 
+@lru_cache(CLEANED)
 def sanitise_title(title: str, maximum: int = MAXIMUM_TITLE) -> str:
     """A title as it may enter a prompt: one line of letters, digits and light punctuation, at most `maximum` long.
 
-    Control, bidirectional and zero-width characters, markup, chat markers, links, addresses, phone numbers and a
-    trailing year are dropped. Empty if nothing is left, or if the title reads like an order to a model.
+    Links, phone numbers and a trailing year are dropped, and of clauses parted by a bar only the first that says
+    something stays. Empty if nothing is left, if the title reads like an order to a model, or if it has control,
+    bidirectional or zero-width characters or the marks of markup, programs or data.
     """
-    return _cleaned(title, maximum, _TEXT_CHARACTERS)
+    if _is_suspicious(title[: 8 * maximum]):
+        return ""
+    clauses = [clause for clause in title[: 8 * maximum].split("|") if clause.strip()]
+    return _cleaned(next((c for c in clauses if len(c.split()) > 1), "".join(clauses[:1])), maximum, _TEXT_CHARACTERS)
+
+
+def _is_hidden(character: str) -> bool:
+    return unicodedata.category(character) in _HIDDEN or character in _UNSEEN or _SELECTORS.match(character) is not None
+
+
+@lru_cache(CLEANED)
+def _is_suspicious(title: str) -> bool:
+    # A selector after a symbol is an emoji's; after a letter it hides something.
+    if any(_is_hidden(c) for c in _EMOJI.sub("", title)):
+        return True
+    folded = unicodedata.normalize("NFKC", title)
+    return any(rule.search(text) for rule in (_STRUCTURE, _ORDERING) for text in (title, folded))
 
 
 @lru_cache(CLEANED)
 def clean_label(label: str) -> str:
-    """A label as it may enter a prompt or a sentence: see `sanitise_title`; no full stops, no word twice."""
+    """A label as it may enter a prompt or a sentence: see `sanitise_title`; no full stops, no word twice.
+
+    Empty if it reads like an order to a model: catalogues' tags become labels.
+    """
     words: dict[str, str] = {}
+    if _ORDERING.search(unicodedata.normalize("NFKC", label[: 8 * MAXIMUM_LABEL])):
+        return ""
     for word in _cleaned(label, MAXIMUM_LABEL, _LABEL_CHARACTERS).split():
         words.setdefault(word.casefold().strip(",'\u2019-&+"), word)
     words.pop("", None)
     text = " ".join(words.values()).strip(" ,'\u2019-&+")
-    return "" if _unsafe(text, frozenset(_tokens(text))) or not _tokens(text) else text
+    return "" if _unsafe(text, text) or not _tokens(text) else text
 
 
 def parse_wording(text: str, task: WordingTask) -> Wording:
@@ -191,9 +291,10 @@ def parse_wording(text: str, task: WordingTask) -> Wording:
 
     Form: compact JSON with exactly the keys of `answer_keys`. Each text: right length, one sentence (the summary one
     or two), plain characters, no link, address, number, name or personal guess that the task does not hold. Grounding:
-    a description shares a word stem with its own label or titles and speaks of no other item; a reason names its
-    topic and one of the interests that lead to it; at least half of the topical words come from the task. No text
-    repeats itself or another one.
+    a description shares a word stem with its own label or titles; a reason names its topic and one of the interests
+    that lead to it; of the topical words all but one, or one in four, come from the task; no trend against the facts,
+    no dislike. No text repeats itself or another one. Where a task asks for several texts, none speaks of another's
+    item.
     """
     answer = _parsed(text, task_keys(task))
     facts = _Facts(task)
@@ -233,17 +334,22 @@ def split_task(task: WordingTask) -> tuple[WordingTask, ...]:
     return (*summary, *interests, *novel)
 
 
-def join_wordings(task: WordingTask, pieces: Sequence[Wording]) -> Wording:
-    """The wording of `task` from those of its pieces, in the order of `split_task`.
+def distinct_texts(task: WordingTask, candidates: Sequence[Sequence[str]]) -> tuple[str | None, ...]:
+    """For each text of `task` the first candidate that says the same as none before it; None where none is left.
 
-    Raises WordingRejected if two pieces say the same, ValueError if they are not as many texts as the task asks for.
+    candidates: for each of `task_keys`, best first. A summary may repeat what the items say. Raises ValueError if they
+    are not as many as the task asks for.
     """
-    texts = [text for piece in pieces for text in (piece.summary, *piece.descriptions, *piece.reasons) if text]
-    keys = task_keys(task)
-    if len(texts) != len(keys):
-        raise ValueError(f"{len(texts)} texts for a task of {len(keys)}")
-    _refuse_repetition(task, dict(zip(keys, texts, strict=True)))
-    return _wording(task, texts)
+    given = _given_trigrams(task)
+    said: list[str] = []
+    chosen: list[str | None] = []
+    for key, texts in zip(task_keys(task), candidates, strict=True):
+        before = () if key == SUMMARY_KEY else said
+        text = next((text for text in texts if not any(_same(text, other, given) for other in before)), None)
+        chosen.append(text)
+        if text is not None and key != SUMMARY_KEY:
+            said.append(text)
+    return tuple(chosen)
 
 
 def template_wording(task: WordingTask) -> Wording:
@@ -311,15 +417,16 @@ class _Facts:
             for key, label in self._labels.items()
         }
         self._given_trigrams = _given_trigrams(task)
-        self._shares = {str(share) for _, share in task.overview}
+        self._trends = {key: i.trend for key, i in zip(INTEREST_KEYS, task.interests, strict=False)}
 
     def problem(self, key: str, text: str) -> tuple[str, str] | None:
         """What is wrong with the text at `key`, as (reason, detail), or None."""
         allowed = f"{self._own[key]} . {self._via.get(key, '')}"
         return (
             _misformed(text, summary=key == SUMMARY_KEY)
-            or _unsafe(text, frozenset(_tokens(allowed)))
-            or self._invented(key, text, allowed)
+            or _unsafe(text, allowed)
+            or self._contrary(key, text, allowed)
+            or self._invented(text, allowed)
             or self._ungrounded(key, text, allowed)
             or _repetitive(text, self._drafts[key])
         )
@@ -333,12 +440,26 @@ class _Facts:
         # Not reached by any input we know of; a plain sentence without a foreign word is safe, a crash is not.
         return _filled("Comes back to L from time to time.", "this topic")
 
-    def _invented(self, key: str, text: str, allowed: str) -> tuple[str, str] | None:
+    def _contrary(self, key: str, text: str, allowed: str) -> tuple[str, str] | None:
+        said, given = f" {' '.join(_tokens(text))} ", f" {' '.join(_tokens(allowed))} "
+        for words, direction in ((_GAINS, 1), (_LOSES, -1)):
+            found = words.search(said)
+            if found and self._trends.get(key, direction) != direction and not words.search(given):
+                return "trend", f"{found.group()!r} is not what the facts say"
+        if _DISLIKE.search(said) and not _DISLIKE.search(given):
+            return "dislike", "it speaks of a dislike"
+        if key in self._via and said.split()[0] in _WATCHING - set(given.split()):
+            return "consumed", "it says that a topic is watched already"
+        return None
+
+    def _invented(self, text: str, allowed: str) -> tuple[str, str] | None:
         known = frozenset(_tokens(allowed))
-        numbers = known | self._shares if key == SUMMARY_KEY else known
         for number in re.findall(r"\d+", text):
-            if number not in numbers:
+            if number not in known:
                 return "number", f"{number} is not in the facts"
+        counted = _NUMBERS & set(_tokens(text)) - known
+        if counted:
+            return "number", f"{', '.join(sorted(counted))}: not in the facts"
         for sentence in re.split(r"(?<=[.!?])\s+", text):
             for position, word in enumerate(_TOKEN.findall(sentence)):
                 folded = word.casefold()
@@ -360,20 +481,19 @@ class _Facts:
         foreign_labels, foreign_titles = self._foreign(key, known)
         if said & foreign_labels or len(said & foreign_titles) > 1:
             return "other_item", "it speaks of another item"
-        stray = {token for token in _tokens(text) if len(token) == 1 and token.isalpha()} - {"a", *_tokens(allowed)}
+        letters = {token for token in _tokens(_CONTRACTED.sub("", text)) if len(token) == 1 and token.isalpha()}
+        stray = letters - {"a", *_tokens(allowed)}
         if stray:
             return "not_a_sentence", f"a stray letter: {', '.join(sorted(stray))}"
-        example = said & (EXAMPLE_STEMS - known)
-        if len(example) > 1:
-            return "example_echo", f"it repeats an example of the prompt: {', '.join(sorted(example))}"
         topical = said - _NEUTRAL_STEMS - _FRAME_STEMS
-        if topical and 2 * len(topical & known) < len(topical):
-            return "ungrounded", "most of its words are not in the facts"
+        unknown = topical - known
+        if len(unknown) > max(1, len(topical) // UNKNOWN_OF):
+            return "ungrounded", f"not in the facts: {', '.join(sorted(unknown))}"
         return None
 
     def _foreign(self, key: str, known: frozenset[str]) -> tuple[frozenset[str], frozenset[str]]:
         others = [k for k in self._own if k != key]
-        labels = _stems(" . ".join(self._labels[k] for k in others if k != SUMMARY_KEY or key != SUMMARY_KEY))
+        labels = _stems(" . ".join(self._labels[k] for k in others))
         titles = _stems(" . ".join(self._own[k] for k in others))
         if key == SUMMARY_KEY:
             # A summary may use any word of the interests; only topics that are not watched are foreign to it.
@@ -413,22 +533,29 @@ def _misformed(text: str, *, summary: bool) -> tuple[str, str] | None:
     return None
 
 
-def _unsafe(text: str, own: frozenset[str]) -> tuple[str, str] | None:
+def _unsafe(text: str, own: str) -> tuple[str, str] | None:
     """Markup, links, personal data and words that are refused unless the item's own facts (`own`) hold them."""
     for character in text:
-        if (
+        if _is_hidden(character) or (
             character not in _TEXT_CHARACTERS
             and unicodedata.category(character)[0] not in "LM"
             and not character.isdecimal()
         ):
             return "characters", f"U+{ord(character):04X} is not allowed"
-    if _LINK.search(text) or _PHONE.search(text) or _CHAT.search(text):
+    if _LINK.search(text) or _PHONE.search(text) or _CHAT.search(text) or _DOTTED.search(text):
         return "personal_or_link", "a link, an address, a phone number or a chat marker"
-    tokens = _tokens(text)
+    tokens, given = _tokens(text), [_tokens(part) for part in re.split(r" [.,] ", own)]
     flat = f" {' '.join(tokens)} "
     if _COMMANDING & set(tokens) or any(f" {phrase} " in flat for phrase in _COMMANDING_PHRASES):
         return "command", "it reads like an order to a model"
-    guess = (_PERSONAL | _SENSITIVE) & set(tokens) - own
+    # A title's "her first marathon" may be retold; "in her free time" is a guess, though the title has the word.
+    pairs = {pair for part in given for pair in pairwise(["", *part, ""])}
+    around = zip(["", *tokens], tokens, [*tokens[1:], ""], strict=False)
+    guess = {
+        word for before, word, after in around if word in _PERSONAL and not {(before, word), (word, after)} & pairs
+    }
+    guess -= {part[0] for part in given if len(part) == 1}
+    guess |= _SENSITIVE & set(tokens).difference(*given)
     if guess:
         return "personal_guess", f"{', '.join(sorted(guess))}"
     return None
@@ -480,11 +607,11 @@ def _stems(text: str) -> frozenset[str]:
 def _cleaned(text: str, maximum: int, allowed: frozenset[str]) -> str:
     # The cap before normalisation bounds the work; some characters normalise to many.
     text = unicodedata.normalize("NFKC", text[: 8 * maximum])[: 8 * maximum]
-    text = "".join(" " if c.isspace() else c for c in text if c.isspace() or unicodedata.category(c)[0] != "C")
+    text = "".join(" " if c.isspace() else c for c in text if c.isspace() or not _is_hidden(c))
     text = _YEAR.sub("", text)
     for pattern in (_CHAT, _LINK, _PHONE):
         text = pattern.sub(" ", text)
-    text = text.replace("\u2019", "'").replace(":", ",").replace(";", ",")
+    text = _GROUPED.sub("", text).replace("\u2019", "'").replace(":", ",").replace(";", ",")
     text = "".join(c if c in allowed or unicodedata.category(c)[0] in "LM" or c.isdecimal() else " " for c in text)
     text = re.sub(r"\s*,[\s,]*", ", ", " ".join(text.split()))
     text = re.sub(r"([.'&!?+%-])(?:\s*[.'&!?+%-])+", r"\1", text)
@@ -536,7 +663,6 @@ _WITH_TITLE: Final = (
     "Follows L, for example T.",
     "Likes L, such as T.",
     "Returns to L for videos like T.",
-    "Watches L, among others T.",
     "Keeps up with L, including T.",
 )
 _REASONS: Final = (
@@ -562,7 +688,12 @@ _SUMMARIES: Final = (
 )
 
 
-_FRAME_STEMS: Final = frozenset[str]().union(
+_FRAME_WORDS: Final = """
+perhaps especially choice branch lead grow clear alongside increasingly appreciates suit occasionally taken
+question fond amount fair second nearly quiet quieter instance
+closely reward remains whether equally useful change ahead besides help
+"""
+_FRAME_STEMS: Final = frozenset(map(_stem, _FRAME_WORDS.split())).union(
     *(
         frozenset(_stem(token) for token in _tokens(frame))
         for frames in (
@@ -642,47 +773,3 @@ def _filled(frame: str, label: str, *, via: str = "", title: str = "") -> str:
 
 def _joined(labels: list[str]) -> str:
     return labels[0] if len(labels) == 1 else f"{', '.join(labels[:-1])} and {labels[-1]}"
-
-
-@dataclass(frozen=True, slots=True)
-class Example:
-    """A worked example of a prompt: the task, the draft that the model reads, the words that it should answer."""
-
-    task: WordingTask
-    draft: str
-    wording: Wording
-
-
-# Their sentences begin otherwise than any that is asked for, so that a model does not slip into an example.
-EXAMPLES: Final = (
-    Example(
-        WordingTask((), (), (("bread baking", 40), ("stamp collecting", 25), ("weather", 10))),
-        "s. Has an eye for bread baking, stamp collecting and weather.",
-        Wording("Has an eye for bread baking, stamp collecting and weather.", (), ()),
-    ),
-    Example(
-        WordingTask((InterestTask("bread baking", 40, 0, ("Shaping a tight loaf", "Rye for beginners")),), (), ()),
-        "1. Loves bread baking, from shaping a tight loaf to rye for beginners.",
-        Wording("", ("Loves bread baking, from shaping a tight loaf to rye.",), ()),
-    ),
-    Example(
-        WordingTask((), (NovelTask("pottery", ("bread baking",), ("Throwing a first bowl on the wheel",)),), ()),
-        "a. Should see pottery after bread baking, starting with throwing a first bowl on the wheel.",
-        Wording("", (), ("Should see pottery after bread baking, starting with throwing a first bowl.",)),
-    ),
-    Example(
-        WordingTask(
-            (InterestTask("stamp collecting", 25, 1, ("Sorting old envelopes", "Reading a faded postmark")),), (), ()
-        ),
-        "1. Studies stamp collecting more and more, from sorting old envelopes to reading a faded postmark.",
-        Wording(
-            "", ("Studies stamp collecting more and more, from sorting envelopes to reading a faded postmark.",), ()
-        ),
-    ),
-)
-"""Worked examples for prompts. Each passes `parse_wording`; an answer that repeats their words is refused."""
-
-EXAMPLE_STEMS: Final = frozenset[str]().union(
-    *(_stems(" . ".join((i.label, *i.titles))) for example in EXAMPLES for i in example.task.interests),
-    *(_stems(" . ".join((n.label, *n.titles))) for example in EXAMPLES for n in example.task.novel),
-)

@@ -74,7 +74,7 @@ def odd_state(pick: random.Random) -> tuple[State, list[float]]:
     state["cluster"] = pick.sample(state["cluster"].tolist(), SLOTS)
     for slot in range(SLOTS):
         if state["cluster"][slot] != EMPTY:
-            state["long"][slot] = pick.choice([0, 1.9, 2, 2.1, 3, 3.1, 20 * pick.random()])
+            state["long"][slot] = pick.choice([0, 1.4, 1.5, 1.6, 2.25, 2.3, 20 * pick.random()])
             state["short"][slot] = 5 * pick.random()
             state["negative"][slot] = pick.choice([0, 0, 0, 1, 1.5, 4])
             state["evidence_video"][slot], state["evidence_ts"][slot] = [slot, slot + 1], [START + slot, START]
@@ -103,7 +103,7 @@ def wanted_interests(state: State, shares: list[float], registry: Registry, avoi
             ranked.append((-10.0 - pinned.index(cluster), cluster, share))
         elif registry.cards[cluster].label in unspoken:
             continue
-        elif long - negative >= 3 * bar and share >= 0.03 * bar:
+        elif long - negative >= 2.25 * bar and share >= 0.03 * bar:
             ranked.append((-share * (1.25 if cluster in stated else 1.0), cluster, share))
     first: dict[str, tuple[float, int]] = {}
     for _, cluster, share in sorted(ranked):

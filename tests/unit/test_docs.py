@@ -394,7 +394,7 @@ def facts() -> dict[str, str]:
         "slots": f"A viewer has {state.SLOTS} clusters at a time",
         "lists": f"the hidden list ({state.HIDDEN}; the oldest entry gives way)",
         "pins": f"the pinned list ({state.PINNED})",
-        "entry": f"count of {choosing.ENTER_COUNT:.0f} and a share of {choosing.ENTER_SHARE:.0%}",
+        "entry": f"count of {choosing.ENTER_COUNT:.2f} and a share of {choosing.ENTER_SHARE:.0%}",
         "interests": f"up to {choosing.MAXIMUM_INTERESTS}, largest share first",
         "novel": f"up to {choosing.MAXIMUM_NOVEL} topics",
         "disliked": f"negative weight of {choosing.DISLIKED} or more",

@@ -50,24 +50,33 @@ def test_a_key_depends_on_everything_that_is_worded_from_and_on_no_viewer() -> N
     context = sample_context()
     first = context.interests[0]
     for changed in (
-        replace(first, share_bucket=first.share_bucket + 5),
         replace(first, trend=-first.trend or 1),
         replace(first, titles=first.titles[:1]),
-        replace(first, cluster_id=99),
         replace(first, label="something else"),
     ):
         other = replace(request, context=replace(context, interests=(changed, *context.interests[1:])))
         assert content_keys(other, MODEL_ID).interests[0] != keys.interests[0]
         assert content_keys(other, MODEL_ID).interests[1:] == keys.interests[1:]
-    for irrelevant in (replace(first, share=0.111), replace(first, valid_from=3), replace(first, evidence=())):
+    for irrelevant in (
+        replace(first, share=0.111),
+        replace(first, cluster_id=99),
+        replace(first, valid_from=3),
+        replace(first, evidence=()),
+    ):
         other = replace(request, context=replace(context, interests=(irrelevant, *context.interests[1:])))
         assert content_keys(other, MODEL_ID) == keys
     for other_keys in (
         content_keys(request, "student/2"),
-        content_keys(replace(request, registry_version=2), MODEL_ID),
         content_keys(replace(request, context=replace(context, language="fr")), MODEL_ID),
     ):
         assert not set(other_keys) & set(keys)
+    assert content_keys(replace(request, registry_version=2), MODEL_ID) == keys
+    share = replace(first, share_bucket=first.share_bucket + 5)
+    moved = content_keys(
+        replace(request, context=replace(context, interests=(share, *context.interests[1:]))), MODEL_ID
+    )
+    assert moved == replace(keys, summary=moved.summary)
+    assert moved.summary != keys.summary
 
 
 def test_only_what_misses_is_asked_for_and_cached_texts_keep_their_bytes() -> None:

@@ -7,70 +7,139 @@ import re
 import orjson
 import pytest
 
-from streams.prompts import all_grammars, build_prompt, draft_answer, grammar_for
-from streams.wording import InterestTask, WordingTask, answer_keys, parse_wording, split_task
+from streams.prompts import (
+    INTEREST_OPENINGS,
+    NOVEL_OPENINGS,
+    SUMMARY_OPENINGS,
+    VIA_OPENINGS,
+    all_grammars,
+    build_prompt,
+    facts_line,
+    grammar_for,
+    plain_answer,
+)
+from streams.wording import (
+    InterestTask,
+    NovelTask,
+    WordingTask,
+    parse_wording,
+    split_task,
+)
 from tests.unit.test_wording import HOSTILE
-from tests.wording_samples import sample_task
+from tests.wording_samples import TITLES, sample_task
+
+PIECES = [piece for first in range(10) for piece in split_task(sample_task(3, 2, first))]
+
+
+def interest(label: str = "sourdough baking", trend: int = 0, *titles: str) -> WordingTask:
+    return WordingTask((InterestTask(label, 40, trend, titles),), (), ())
 
 
 def test_all_prompts_share_their_beginning_and_hash() -> None:
-    prompts = [build_prompt(sample_task(i, n, i + n)) for i in range(5) for n in range(3)]
-    beginnings = {prompt.text.rsplit("<|im_start|>user\n", 1)[0] for prompt in prompts}
-    assert len(beginnings) == 1
+    prompts = [build_prompt(piece) for piece in PIECES]
+    assert len({prompt.text.rsplit("<|im_start|>user\n", 1)[0] for prompt in prompts}) == 1
     assert len({prompt.prompt_hash for prompt in prompts}) == 1
-    assert len(beginnings.pop()) > 400
 
 
 def test_the_last_turn_holds_the_facts_and_waits_for_the_answer() -> None:
-    text = build_prompt(sample_task(2, 1)).text
+    text = build_prompt(interest("trail running", 1, "Trail running shoes for muddy hills", "Downhill technique")).text
     last = text.rsplit("<|im_start|>user\n", 1)[1]
     assert last.endswith("<|im_end|>\n<|im_start|>assistant\n")
-    for fact in ("sourdough baking", "trail running", "feeding a sourdough starter", "jazz piano", "more and more"):
-        assert fact in last
+    opening, label, trend, titles = last.split("<|im_end|>", 1)[0].removeprefix("1. ").split(" | ")
+    assert opening in INTEREST_OPENINGS[1] or opening == "Trail running"
+    assert (label, trend) == ("trail running", "rising")
+    assert titles == "Trail running shoes for muddy hills / Downhill technique"
 
 
-def test_grammars_depend_on_the_shape_alone() -> None:
-    one, other = build_prompt(sample_task(2, 1, 0)), build_prompt(sample_task(2, 1, 4))
-    assert one.grammar == other.grammar == grammar_for(2, 1)
-    assert len(set(all_grammars())) == 7 * 5 * 2 - 1
-    assert one.grammar in all_grammars()
+def test_a_topic_says_which_interests_lead_to_it() -> None:
+    led = WordingTask((), (NovelTask("pottery", ("baking", "tea"), ("A first bowl",)),), ())
+    alone = WordingTask((), (NovelTask("pottery", (), ()),), ())
+    assert facts_line(led)[1].split(" | ")[1:] == ["pottery", "after baking and tea", "A first bowl"]
+    assert facts_line(alone)[1].split(" | ")[1:] == ["pottery", "new"]
 
 
-@pytest.mark.parametrize(("interests", "novel"), [(i, n) for i in range(7) for n in range(5)])
-def test_each_grammar_asks_for_the_keys_in_order(interests: int, novel: int) -> None:
-    root = grammar_for(interests, novel).splitlines()[0]
-    assert tuple(re.findall(r'\\"(\w)\\":', root)) == answer_keys(interests, novel)
+def test_a_summary_holds_the_shares_in_order() -> None:
+    key, line = facts_line(
+        WordingTask((), (), (("baking", 40), ("science, space", 25), ("tea", 10), ("x", 5), ("y", 5)))
+    )
+    assert key == "s"
+    assert line.split(" | ")[1] == "baking 40%, science space 25%, tea 10%, x 5%"
 
 
-def test_a_shape_beyond_the_limits_is_refused() -> None:
-    with pytest.raises(ValueError, match="at most 6 and 4"):
-        grammar_for(7, 0)
+def test_openings_differ_between_items_and_not_between_times() -> None:
+    labels = [f"{label} {n}" for label in TITLES for n in range(20)]
+    lines = [facts_line(interest(label, trend))[1] for label in labels for trend in (-1, 0, 1)]
+    assert lines == [facts_line(interest(label, trend))[1] for label in labels for trend in (-1, 0, 1)]
+    openings = {line.split(" | ")[0] for line in lines}
+    assert {opening for named in INTEREST_OPENINGS.values() for opening in named if opening} <= openings
+    assert any(opening.startswith("Sourdough") for opening in openings)
+
+
+@pytest.mark.parametrize(
+    "opening", {*NOVEL_OPENINGS, *VIA_OPENINGS, *SUMMARY_OPENINGS, *sum(INTEREST_OPENINGS.values(), ())}
+)
+def test_an_opening_passes_the_gate(opening: str) -> None:
+    # Every first word of an opening must be known to be no name.
+    trend = next((trend for trend, openings in INTEREST_OPENINGS.items() if opening in openings), 0)
+    piece = interest("bread", trend) if opening not in SUMMARY_OPENINGS else WordingTask((), (), (("bread", 40),))
+    key = "1" if piece.interests else "s"
+    parse_wording(
+        orjson.dumps({key: f"{opening or 'Bread is'} bread often.".replace("Bread is bread", "Bread is")}).decode(),
+        piece,
+    )
+
+
+def test_a_prompt_asks_for_one_text() -> None:
+    with pytest.raises(ValueError, match="one text"):
+        build_prompt(sample_task(2, 1))
+
+
+def test_grammars_depend_on_the_kind_of_text_alone() -> None:
+    grammars = [build_prompt(piece).grammar for piece in PIECES]
+    assert set(grammars) == set(all_grammars()) == {grammar_for(key) for key in "s1a"}
+    assert len(all_grammars()) == 3
+    assert [re.findall(r'\\"(\w)\\":', grammar.splitlines()[0]) for grammar in all_grammars()] == [["s"], ["1"], ["a"]]
 
 
 @pytest.mark.parametrize("title", HOSTILE)
-def test_a_hostile_title_cannot_end_its_line_or_turn(title: str) -> None:
-    plain = WordingTask((InterestTask("bread", 40, 0, ("Kneading dough",)),), (), ())
-    hostile = WordingTask((InterestTask("bread", 40, 0, (title, title)),), (), ())
-    text, reference = build_prompt(hostile).text, build_prompt(plain).text
+def test_a_hostile_title_cannot_end_its_line_turn_or_field(title: str) -> None:
+    text, reference = (
+        build_prompt(interest("bread", 0, title)).text,
+        build_prompt(interest("bread", 0, "Kneading")).text,
+    )
     assert text.count("<|im_") == reference.count("<|im_")
     assert text.count("\n") == reference.count("\n")
-    assert len(text) < len(reference) + 120
-    assert list(orjson.loads(draft_answer(build_prompt(hostile)))) == ["1"]
+    assert text.count("|") in (reference.count("|"), reference.count("|") - 1)
+    assert len(text) < len(reference) + 80
+    assert list(orjson.loads(plain_answer(build_prompt(interest("bread", 0, title, title))))) == ["1"]
 
 
-def test_a_hostile_label_makes_no_new_line() -> None:
-    for label in HOSTILE:
-        task = WordingTask((InterestTask(label, 40, 0, ()),), (), ((label, 40),))
-        assert list(orjson.loads(draft_answer(build_prompt(task)))) == ["s", "1"]
+@pytest.mark.parametrize(
+    "title",
+    [
+        "Как испечь хлеб",
+        "パンの作り方",
+        "B\u0430king bre\u0430d",
+        "wr1te l0af h4cked",
+        "loaf loaf loaf",
+        "QWxhZGRpbjpvcGVuIHNlc2FtZQ now",
+    ],
+)
+def test_a_title_that_cannot_be_retold_is_left_out(title: str) -> None:
+    assert facts_line(interest("bread", 0, title, "Kneading dough"))[1].endswith(" | steady | Kneading dough")
 
 
-def test_the_drafts_are_sentences_that_pass_the_gate() -> None:
-    for first in range(10):
-        for piece in split_task(sample_task(3, 2, first)):
-            parse_wording(draft_answer(build_prompt(piece)), piece)
+@pytest.mark.parametrize("label", HOSTILE)
+def test_a_hostile_label_makes_no_new_line(label: str) -> None:
+    task = WordingTask((InterestTask(label, 40, 0, ()),), (NovelTask(label, (label,), ()),), ((label, 40),))
+    answers = [orjson.loads(plain_answer(build_prompt(piece))) for piece in split_task(task)]
+    assert [list(answer) for answer in answers] == [["s"], ["1"], ["a"]]
 
 
-def test_caps_leave_room_for_one_sentence_a_key() -> None:
-    for piece in split_task(sample_task(3, 2)):
-        assert 32 <= build_prompt(piece).maximum_tokens <= 64
-    assert build_prompt(sample_task(6, 4)).maximum_tokens <= 512
+def test_the_plain_answers_are_sentences_that_pass_the_gate() -> None:
+    for piece in PIECES:
+        parse_wording(plain_answer(build_prompt(piece)), piece)
+
+
+def test_caps_leave_room_for_one_sentence() -> None:
+    assert all(32 <= build_prompt(piece).maximum_tokens <= 96 for piece in PIECES)

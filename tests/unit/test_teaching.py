@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streams.personas import content_keys, plan, texts_of
+from streams.prompts import facts_line
 from streams.records import Maturity, RefreshRequest
-from streams.teaching import TeacherPolicy, build_chat, chat_text, compact_answer
+from streams.teaching import TeacherPolicy, build_chat, chat_text, compact_answer, corrected_chat
 from streams.wording import (
     InterestTask,
     NovelTask,
@@ -42,16 +43,27 @@ def test_the_facts_are_one_json_object_with_the_key_that_is_asked_for(piece: Wor
     assert [facts["key"]] == list(task_keys(piece))
 
 
+def begin_of(piece: WordingTask) -> str:
+    return facts_line(piece)[1].partition(" | ")[0]
+
+
 def test_the_facts_of_each_kind() -> None:
     summary, interest, _, novel, _ = (orjson.loads(build_chat(piece).user) for piece in PIECES)
-    assert summary == {"key": "s", "interests": ["italian cooking", "gravel cycling"]}
+    assert summary == {"key": "s", "begin": begin_of(PIECES[0]), "interests": ["italian cooking", "gravel cycling"]}
     assert interest == {
         "key": "1",
+        "begin": begin_of(PIECES[1]),
         "label": "italian cooking",
         "titles": ["Hand-rolled tagliatelle in one hour", "Five sauces from one pot of tomatoes"],
         "trend": "steady",
     }
-    assert novel == {"key": "a", "label": "bikepacking trips", "titles": [], "because_of": ["gravel cycling"]}
+    assert novel == {
+        "key": "a",
+        "begin": begin_of(PIECES[3]),
+        "label": "bikepacking trips",
+        "titles": [],
+        "because_of": ["gravel cycling"],
+    }
 
 
 def test_each_kind_has_its_own_instructions_and_all_share_a_hash() -> None:
@@ -95,9 +107,46 @@ def replace_labels(piece: WordingTask) -> WordingTask:
 @given(st.text(max_size=200), st.lists(st.text(max_size=200), max_size=6))
 def test_whatever_the_texts_there_is_one_object_without_markers(label: str, titles: list[str]) -> None:
     chat = build_chat(WordingTask((InterestTask(label, 20, 0, tuple(titles)),), (), ()))
-    assert set(orjson.loads(chat.user)) == {"key", "label", "titles", "trend"}
+    assert set(orjson.loads(chat.user)) == {"key", "begin", "label", "titles", "trend"}
     assert "<|" not in chat.user
     assert "\n" not in chat.user
+
+
+@pytest.mark.parametrize("piece", PIECES)
+def test_the_teacher_begins_as_the_student_does(piece: WordingTask) -> None:
+    facts = orjson.loads(build_chat(piece).user)
+    assert facts["begin"] == begin_of(piece)
+    assert "letter for letter" in build_chat(piece).system
+
+
+def test_the_teacher_reads_no_title_that_the_student_does_not() -> None:
+    titles = tuple(f"{word} on a gravel bike, part {n}" for n, word in enumerate(("Up", "Down", "Away", "Home", "Off")))
+    for piece, count in (
+        (WordingTask((InterestTask("gravel", 20, 0, titles),), (), ()), 3),
+        (WordingTask((), (NovelTask("gravel", (), titles),), ()), 2),
+    ):
+        read = orjson.loads(build_chat(piece).user)["titles"]
+        assert read == [title.partition(",")[0] for title in titles[:count]]
+        assert facts_line(piece)[1].endswith(" / ".join(read))
+
+
+def test_a_refused_answer_and_the_reason_are_given_back_as_data() -> None:
+    chat = build_chat(PIECES[1])
+    again = corrected_chat(chat, '{"1":"Enjoys Rome.<|im_end|>"}', "name: Rome is not in the facts<|im_end|>\n")
+    facts = orjson.loads(again.user)
+    refused = facts.pop("refused")
+    assert facts == orjson.loads(chat.user)
+    assert "Enjoys Rome" in refused["answer"]
+    assert "Rome is not in the facts" in refused["why"]
+    assert (again.system, again.prompt_hash) == (chat.system, chat.prompt_hash)
+    assert '"refused"' in again.system
+
+
+@given(st.text(max_size=400), st.text(max_size=400))
+def test_a_refused_answer_cannot_end_the_chat(answer: str, reason: str) -> None:
+    text = chat_text(corrected_chat(build_chat(PIECES[1]), answer + HOSTILE, reason + HOSTILE))
+    assert text.count("<|im_start|>") == 3
+    assert text.count("<|im_end|>") == 2
 
 
 # Answers
