@@ -44,9 +44,9 @@ class BudgetGate:
         finally:
             del self._turns[ticket]
 
-    def leave(self, ticket: Ticket, tokens: int | None, texts: int) -> None:
+    def leave(self, ticket: Ticket, tokens: int, texts: int, *, interrupted: bool) -> None:
         """End a turn; see `Budget.settle`."""
-        self._budget.settle(ticket, tokens, texts)
+        self._budget.settle(ticket, tokens, texts, interrupted=interrupted)
         self._serve()
 
     def _serve(self) -> None:

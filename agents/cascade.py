@@ -20,8 +20,6 @@ from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from typing import Final, TypeAlias
 
-import orjson
-
 from agents.circuits import Circuit, TeacherCircuit
 from agents.student_client import Answer, StudentClient, StudentFailed
 from agents.teacher_client import TeacherClient, TeacherFailed, TeacherUnavailable
@@ -45,9 +43,9 @@ from streams.wording import (
     Wording,
     WordingRejected,
     WordingTask,
+    distinct_texts,
     parse_wording,
     split_task,
-    task_keys,
     template_wording,
 )
 
@@ -88,22 +86,34 @@ class Written:
 class Answers:
     """Texts that passed the gate, by content key, and what all answers cost.
 
-    texts: the student's, by keys of the student; taught: the teacher's, by keys of the teacher; student, teacher: name
-    and cost of each, latency_ms of the slowest text, as all are asked for at once.
+    texts: the student's, by keys of the student; taught: the teacher's, by keys of the teacher; asked: keys of the
+    student that it gave an answer for, used or not; refused: keys of the teacher that it found no usable words for;
+    student_ids: name/version of the students that answered; student, teacher: name and cost of each, latency_ms of the
+    slowest text, as all are asked for at once.
     """
 
     texts: dict[str, str] = field(default_factory=dict)
     taught: dict[str, str] = field(default_factory=dict)
+    asked: set[str] = field(default_factory=set)
+    refused: set[str] = field(default_factory=set)
+    student_ids: set[str] = field(default_factory=set)
     student: Model = NO_MODEL
     teacher: Model = NO_MODEL
 
-    def pay_student(self, prompt: Prompt, answer: Answer, latency_ms: int) -> None:
-        """Add what an answer cost, used or not; latency_ms: of its text so far."""
+    def pay_student(self, key: str, prompt: Prompt, answer: Answer, latency_ms: int) -> None:
+        """Add what an answer cost, used or not; key: of its text; latency_ms: of its text so far."""
+        self.asked.add(key)
+        self.student_ids.add(f"{answer.model_name}/{answer.model_version}")
         self.student = _added(self.student, prompt.prompt_hash, answer, latency_ms)
 
     def pay_teacher(self, chat: Chat, answer: Answer, latency_ms: int) -> None:
         """The same for an answer of the teacher."""
         self.teacher = _added(self.teacher, chat.prompt_hash, answer, latency_ms)
+
+    @property
+    def taught_rows(self) -> dict[str, bytes]:
+        """The teacher's texts as they are cached."""
+        return {key: text.encode() for key, text in self.taught.items()}
 
     def total(self, named: Model) -> Model:
         """What all of it cost, under the name of one model."""
@@ -119,24 +129,42 @@ class Answers:
 
 @dataclass(frozen=True, slots=True)
 class _Known:
-    """What the cache has of a request. keys: of the student `student_id`; taught_keys: the teacher's by the student's,
-    empty without one; rows: texts by the student's keys, the teacher's where there is one.
+    """What the caches have of a request. whole: all of its texts; keys: of the student `student_id`; taught_keys: the
+    teacher's by the student's, empty without one; cached: texts by keys of both.
     """
 
+    request: RefreshRequest
+    whole: WordingTask
     student_id: str
     keys: Keys
     taught_keys: Mapping[str, str]
-    rows: Mapping[str, bytes]
+    cached: Mapping[str, str]
 
-    def with_answers(self, answers: Answers) -> dict[str, bytes]:
-        """All texts by the student's keys; what was answered now comes before what was cached."""
-        taught = {key: answers.taught[name] for key, name in self.taught_keys.items() if name in answers.taught}
-        new = {**answers.texts, **taught}
-        return {**self.rows, **{key: text.encode() for key, text in new.items()}}
+    def candidates(self, key: str, answers: Answers) -> list[str]:
+        """The texts there are for a key of the student, best first: the teacher's, then what was answered now."""
+        taught_key = self.taught_keys.get(key, "")
+        found = (
+            answers.taught.get(taught_key),
+            self.cached.get(taught_key),
+            answers.texts.get(key),
+            self.cached.get(key),
+        )
+        return [text for text in found if text]
 
-    def taught_among(self, keys: Keys, answers: Answers) -> int:
-        """How many of these texts the teacher worded now."""
-        return sum(self.taught_keys.get(key) in answers.taught for key in keys)
+    def chosen(self, answers: Answers) -> Plan:
+        """The best text of each key. What would say the same as an earlier text is missing."""
+        texts = distinct_texts(self.whole, [self.candidates(key, answers) for key in self.keys])
+        named = zip(self.keys, texts, strict=True)
+        return plan(self.request, self.keys, {key: text.encode() for key, text in named if text is not None})
+
+    def sources(self, texts: Mapping[str, str], answers: Answers) -> Counter[str]:
+        """How many of these texts the teacher and the student worded now, and how many the cache had."""
+        return Counter(self._source(key, text, answers) for key, text in texts.items())
+
+    def _source(self, key: str, text: str, answers: Answers) -> str:
+        if answers.taught.get(self.taught_keys.get(key, "")) == text:
+            return Tier.TEACHER
+        return Tier.STUDENT if answers.texts.get(key) == text else CACHE
 
 
 class Cascade:
@@ -167,6 +195,10 @@ class Cascade:
         """False while the student does not answer. True without a student: templates need none."""
         return self._circuit is None or self._circuit.closed
 
+    def set_student(self, student_id: str) -> None:
+        """Look cached texts up as those of this student (name/version), unless an answer told its name already."""
+        self._student_id = self._student_id or student_id
+
     def wants_student(self, request: RefreshRequest) -> bool:
         """Whether a model may word this request; otherwise its texts are plain."""
         if self._circuit is None or request.tier_limit is Tier.TEMPLATE:
@@ -176,7 +208,7 @@ class Cascade:
     def plain(self, request: RefreshRequest) -> Written:
         """Texts without a model."""
         whole = plan(request, content_keys(request, TEMPLATE_MODEL.name), {})
-        model = replace(TEMPLATE_MODEL, items=len(whole.missing))
+        model = replace(TEMPLATE_MODEL, items=len(whole.missing), items_plain=len(whole.missing))
         self._count_texts(Tier.TEMPLATE, len(whole.missing))
         return Written(request, merge(whole, _template(whole)), Tier.TEMPLATE, model)
 
@@ -198,7 +230,7 @@ class Cascade:
     async def texts_to_pay(self, request: RefreshRequest, answers: Answers) -> int:
         """Texts of the request that neither a cache nor these answers have: what the student would be asked for."""
         known = await self._known(request)
-        return len(plan(request, known.keys, known.with_answers(answers)).missing)
+        return len(known.chosen(answers).missing)
 
     async def worded(self, request: RefreshRequest, remaining_seconds: float | None, answers: Answers) -> Written:
         """A model's texts, cached ones included; plain ones, and the lowest tier, where it has none in time.
@@ -206,77 +238,91 @@ class Cascade:
         answers: what the teacher worded already; the others are added to it.
         """
         known = await self._known(request)
-        before = plan(request, known.keys, known.rows)
-        planned = plan(request, known.keys, known.with_answers(answers))
+        planned = known.chosen(answers)
         items = len(list(known.keys))
-        hits = len(planned.known) - known.taught_among(known.keys, answers)
+        hits = known.sources(planned.known, answers)[CACHE]
         self._telemetry.count(WORDINGS, hits, "hit")
         self._telemetry.count(WORDINGS, items - hits, "miss")
-        if planned.task is None and not answers.taught:
-            return self._from_cache(request, known, planned, answers)
-        await self._ask_all(
-            request,
-            planned,
-            remaining_seconds,
-            lambda key, piece: self._ask_student(request, key, piece, known.taught_keys.get(key), answers),
-        )
-        rows = known.with_answers(answers)
-        completed = plan(request, known.keys, rows)
-        stated = without_unworded_topics(request, completed)
-        completed = plan(stated, content_keys(stated, known.student_id), rows)
-        new_rows = self._new_rows(known.student_id, answers)
-        if _repeats_itself(stated, completed):
-            logger.warning("request %s: the models say the same twice", request.request_id)
-            if before.task is None:
-                return self._from_cache(request, known, before, answers)
-            completed, new_rows, hits = before, {}, len(before.known)
-            answers.texts, answers.taught = {}, {}
-        elif completed.task is None:
-            return self._from_models(stated, known, completed, answers, new_rows, hits)
-        taught = known.taught_among(completed.keys, answers)
-        plain = len(completed.missing)
-        self._count_sources(hits, len(completed.known) - hits - taught, taught, plain)
-        model = replace(answers.total(TEMPLATE_MODEL), items=items, items_cached=hits, items_teacher=taught)
-        model = replace(model, prompt_hash=answers.student.prompt_hash)
+        if planned.task is not None:
+            planned = await self._asked(known, planned, remaining_seconds, answers)
+        return self._written(known, planned, answers)
+
+    async def _asked(self, known: _Known, planned: Plan, remaining_seconds: float | None, answers: Answers) -> Plan:
+        """The texts once the models were asked for those that are missing, and once more for those that repeat."""
+        request, loop = known.request, asyncio.get_running_loop()
+        deadline = None if remaining_seconds is None else loop.time() + remaining_seconds
+
+        async def ask(key: str, piece: WordingTask) -> None:
+            if not known.candidates(key, answers):
+                await self._ask_student(request, key, piece, known.taught_keys.get(key), answers)
+
+        async def ask_again(key: str, piece: WordingTask) -> None:
+            if known.candidates(key, answers):
+                logger.info(
+                    "request %s: a text says the same as another one, and is asked for again", request.request_id
+                )
+                again = range(ATTEMPTS, ATTEMPTS + 1)
+                await self._ask_student(request, key, piece, None, answers, again, answers.student.latency_ms)
+
+        await self._ask_all(request, planned, remaining_seconds, ask)
+        repeated = known.chosen(answers)
+        await self._ask_all(request, repeated, None if deadline is None else deadline - loop.time(), ask_again)
+        return known.chosen(answers)
+
+    def _written(self, known: _Known, planned: Plan, answers: Answers) -> Written:
+        """The persona's texts, plain ones where they are missing, and the account of them."""
+        request = without_unworded_topics(known.request, planned)
+        keys = content_keys(request, known.student_id)
+        completed = plan(request, keys, {key: text.encode() for key, text in planned.known.items()})
+        nothing = plan(request, keys, {})
         texts = merge(completed, _template(completed))
-        return Written(request, texts, Tier.TEMPLATE, model, rows=new_rows, upgrade=True)
+        if nothing.task is not None and None in distinct_texts(nothing.task, [(text,) for text in texts_of(texts)]):
+            logger.warning("request %s: a plain text says the same as a model's, so all are plain", request.request_id)
+            completed, texts = nothing, merge(nothing, _template(nothing))
+        sources = known.sources(completed.known, answers)
+        sources[Tier.TEMPLATE] = len(completed.missing)
+        for source, count in sources.items():
+            self._count_texts(source, count)
+        tier, named = self._named(known, sources, answers)
+        model = replace(
+            answers.total(named),
+            items=len(list(keys)),
+            items_cached=sources[CACHE],
+            items_teacher=sources[Tier.TEACHER],
+            items_plain=sources[Tier.TEMPLATE],
+        )
+        return Written(
+            request,
+            texts,
+            tier,
+            model,
+            cached=answers.student is NO_MODEL and answers.teacher is NO_MODEL and tier is not Tier.TEMPLATE,
+            rows=self._new_rows(known, answers),
+            upgrade=tier is Tier.TEMPLATE,
+        )
 
-    def _from_cache(self, request: RefreshRequest, known: _Known, planned: Plan, answers: Answers) -> Written:
-        """All of it is known. Answers of the teacher that did not pass the gate may have been paid for."""
-        items = len(planned.known)
-        self._count_texts(CACHE, items)
+    def _named(self, known: _Known, sources: Mapping[str, int], answers: Answers) -> tuple[Tier, Model]:
+        """Who worded what is new in a persona; its tier is the student's if nothing is."""
+        if sources[Tier.TEMPLATE]:
+            return Tier.TEMPLATE, replace(TEMPLATE_MODEL, prompt_hash=answers.student.prompt_hash)
+        if sources[Tier.TEACHER]:
+            return Tier.TEACHER, answers.teacher
+        if sources[Tier.STUDENT]:
+            return Tier.STUDENT, answers.student
         name, _, version = known.student_id.rpartition("/")
-        model = answers.total(Model(name, version, "", 0, 0, 0, items, items))
-        asked = answers.student is not NO_MODEL or answers.teacher is not NO_MODEL
-        return Written(request, merge(planned, None), Tier.STUDENT, model, cached=not asked)
-
-    def _from_models(
-        self,
-        request: RefreshRequest,
-        known: _Known,
-        completed: Plan,
-        answers: Answers,
-        rows: Mapping[str, bytes],
-        hits: int,
-    ) -> Written:
-        """Nothing is missing, and some of it is new."""
-        taught = known.taught_among(completed.keys, answers)
-        self._count_sources(hits, len(completed.known) - hits - taught, taught, 0)
-        tier, named = (Tier.TEACHER, answers.teacher) if taught else (Tier.STUDENT, answers.student)
-        items = len(list(known.keys))
-        model = replace(answers.total(named), items=items, items_cached=hits, items_teacher=taught)
-        return Written(request, merge(completed, None), tier, model, rows=rows)
+        return Tier.STUDENT, Model(name, version, "", 0, 0, 0)
 
     async def _known(self, request: RefreshRequest) -> _Known:
         student_id = self._student_id
         keys = content_keys(request, student_id)
-        taught_keys: dict[str, str] = {}
-        if self._teacher is not None:
-            taught_keys = dict(zip(keys, content_keys(request, self._teacher_id), strict=True))
-        cached = await self._look_up([*keys, *taught_keys.values()])
-        own = {key: cached[key] for key in keys if key in cached}
-        taught = {key: cached[name] for key, name in taught_keys.items() if name in cached}
-        return _Known(student_id, keys, taught_keys, {**own, **taught})
+        taught = content_keys(request, self._teacher_id) if self._teacher is not None else None
+        names = [*keys, *(taught or ())]
+        cached = await self._look_up(names)
+        whole = plan(request, keys, {}).task
+        assert whole is not None  # noqa: S101 - nothing is known, so all is asked for
+        texts = {**plan(request, keys, cached).known, **(plan(request, taught, cached).known if taught else {})}
+        taught_keys = dict(zip(keys, taught, strict=True)) if taught else {}
+        return _Known(request, whole, student_id, keys, taught_keys, texts)
 
     async def _ask_all(self, request: RefreshRequest, planned: Plan, remaining_seconds: float | None, ask: Ask) -> None:
         """Ask for each missing text on its own, all at once; what fails or comes too late is left out."""
@@ -293,18 +339,30 @@ class Cascade:
             logger.warning("request %s waited past its time for a model", request.request_id)
 
     async def _ask_student(
-        self, request: RefreshRequest, key: str, piece: WordingTask, taught_key: str | None, answers: Answers
+        self,
+        request: RefreshRequest,
+        key: str,
+        piece: WordingTask,
+        taught_key: str | None,
+        answers: Answers,
+        attempts: range = range(ATTEMPTS),
+        latency_ms: int = 0,
     ) -> None:
-        """Ask the student, and the teacher for what it cannot word."""
+        """Ask the student, and the teacher for what it cannot word, unless the teacher could not word it either.
+
+        The student tries on where the teacher turns out to be away. latency_ms: of the text so far.
+        """
         assert self._circuit is not None  # noqa: S101 - callers ask `wants_student` first
         prompt = build_prompt(piece)
-        latency_ms = 0
-        attempts = ATTEMPTS_BEFORE_TEACHER if self._teacher is not None and self._teacher.closed else ATTEMPTS
-        for attempt in range(attempts):
+        for attempt in attempts:
+            if attempt == ATTEMPTS_BEFORE_TEACHER and taught_key is not None and taught_key not in answers.refused:
+                await self._ask_teacher(request, taught_key, piece, answers, latency_ms)
+                if taught_key in answers.taught or taught_key in answers.refused:
+                    return
             try:
                 answer = await self._circuit.word(prompt, seed_of(request.request_id, attempt))
                 latency_ms += answer.latency_ms
-                answers.pay_student(prompt, answer, latency_ms)
+                answers.pay_student(key, prompt, answer, latency_ms)
                 self._count_tokens(Tier.STUDENT, answer)
                 (answers.texts[key],) = texts_of(parse_wording(answer.text, piece))
             except StudentFailed as error:
@@ -318,8 +376,6 @@ class Cascade:
                 self._telemetry.count(STUDENT_CALLS, 1, "used")
                 self._count_try(Tier.STUDENT, attempt, passed=True)
                 return
-        if taught_key is not None:
-            await self._ask_teacher(request, taught_key, piece, answers, latency_ms)
 
     async def _ask_teacher(
         self, request: RefreshRequest, key: str, piece: WordingTask, answers: Answers, latency_ms: int = 0
@@ -338,6 +394,8 @@ class Cascade:
                 return  # the circuit has said so
             except TeacherFailed as error:
                 logger.warning("request %s: %s", request.request_id, error)
+                if error.answered:
+                    answers.refused.add(key)
                 return
             except WordingRejected as error:
                 self._telemetry.count(TEACHER_CALLS, 1, "rejected")
@@ -347,27 +405,26 @@ class Cascade:
                 self._telemetry.count(TEACHER_CALLS, 1, "used")
                 self._count_try(Tier.TEACHER, attempt, passed=True)
                 return
+        answers.refused.add(key)
 
-    def _new_rows(self, student_id: str, answers: Answers) -> dict[str, bytes]:
-        """What to cache: not the student's texts where their keys are those of another one than answered."""
-        taught = {key: text.encode() for key, text in answers.taught.items()}
-        answered_by = f"{answers.student.name}/{answers.student.version}"
-        if answers.texts and answered_by != student_id:
-            logger.info("the student is %s, was %s", answered_by, student_id)
-            self._student_id = answered_by
+    def _new_rows(self, known: _Known, answers: Answers) -> dict[str, bytes]:
+        """What to cache, the student's texts under the keys of the one that answered; not where two did.
+
+        Two answer one request where the student's version is replaced meanwhile.
+        """
+        taught = {key: row for key, row in answers.taught_rows.items() if key not in known.cached}
+        if not answers.texts:
             return taught
-        return {**{key: text.encode() for key, text in answers.texts.items()}, **taught}
+        answered_by = f"{answers.student.name}/{answers.student.version}"
+        if answered_by != self._student_id:
+            logger.info("the student is %s, was %s", answered_by, self._student_id or "not known")
+            self._student_id = answered_by
+        if len(answers.student_ids) > 1:
+            return taught
+        names = dict(zip(known.keys, content_keys(known.request, answered_by), strict=True))
+        return {**{names[key]: text.encode() for key, text in answers.texts.items()}, **taught}
 
     # Measuring
-
-    def _count_sources(self, cached: int, student: int, teacher: int, plain: int) -> None:
-        for source, texts in (
-            (CACHE, cached),
-            (Tier.STUDENT, student),
-            (Tier.TEACHER, teacher),
-            (Tier.TEMPLATE, plain),
-        ):
-            self._count_texts(source, texts)
 
     def _count_texts(self, source: str, texts: int) -> None:
         if texts:
@@ -407,15 +464,3 @@ def seed_of(request_id: str, attempt: int) -> int:
 
 def _template(planned: Plan) -> Wording | None:
     return template_wording(planned.task) if planned.task is not None else None
-
-
-def _repeats_itself(request: RefreshRequest, completed: Plan) -> bool:
-    """Whether two texts say the same, cached and plain ones included: each was checked alone."""
-    whole = plan(request, completed.keys, {}).task
-    assert whole is not None  # noqa: S101 - nothing is known, so all is asked for
-    texts = texts_of(merge(completed, _template(completed)))
-    try:
-        parse_wording(orjson.dumps(dict(zip(task_keys(whole), texts, strict=True))).decode(), whole)
-    except WordingRejected as error:
-        return error.reason == "repetition"
-    return False

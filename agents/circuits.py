@@ -125,8 +125,10 @@ class TeacherCircuit:
             self._again_at = max(self._again_at, asyncio.get_running_loop().time() + pause)
             self._count("unavailable", started)
             raise
-        except TeacherFailed:
-            self._failures = 0
+        except TeacherFailed as error:
+            # Waiting for a place behind calls that hang tells nothing of the teacher.
+            if error.answered:
+                self._failures = 0
             self._count("failed", started)
             raise
         if self._failures:

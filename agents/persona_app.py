@@ -27,6 +27,8 @@ from streams.watch import InputRecord, Output
 
 HEALTH_SECONDS: Final = 2.0
 """Shorter than the time limits of health checks."""
+IDENTITY_SECONDS: Final = 5.0
+"""How long the start waits to be told which student it has."""
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +59,7 @@ class PersonaApp:
             self._teacher,
         )
         self._failing: asyncio.Task[None] | None = None
+        self._identifying: asyncio.Task[None] | None = None
         # A request can wait for the student for hours. A rebalance must not: what is unfinished is given up and read
         # again by the next owner.
         self.app = create_app(settings, topics.PERSONA_APP, finish_before_rebalance=False)
@@ -71,6 +74,9 @@ class PersonaApp:
     async def start(self) -> None:
         """Start consuming; a failure of the writer crashes the app."""
         self._failing = asyncio.create_task(self._crash_with_writer())
+        self._identifying = asyncio.create_task(self._identify_student())
+        # One that is away is not waited for longer: its first answer tells as well.
+        await asyncio.wait([self._identifying], timeout=IDENTITY_SECONDS)
         await self.app.start()
 
     async def stop(self) -> None:
@@ -80,8 +86,9 @@ class PersonaApp:
         await self._student.close()
         if self._teacher is not None:
             await self._teacher.close()
-        if self._failing is not None:
-            self._failing.cancel()
+        for task in (self._failing, self._identifying):
+            if task is not None:
+                task.cancel()
 
     async def health(self) -> Health:
         """Down while the store does not answer; degraded while the student does not: requests wait.
@@ -140,6 +147,13 @@ class PersonaApp:
             self._events.pop((topic, tp.partition), None)
             if topic in (topics.REFRESH_REQUESTS, topics.UPGRADE_REQUESTS):
                 await self._writer.revoke(topic, [tp.partition])
+
+    async def _identify_student(self) -> None:
+        """Texts are cached by the student that worded them, so find out which one it is."""
+        while (student_id := await self._student.identity()) is None:  # noqa: ASYNC110 - the server is asked
+            await asyncio.sleep(HEALTH_SECONDS)
+        logger.info("the student is %s", student_id)
+        self._writer.set_student(student_id)
 
     async def _crash_with_writer(self) -> None:
         try:

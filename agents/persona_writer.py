@@ -1,8 +1,9 @@
 """Answers refresh requests: coalesces per viewer, words, stores, publishes, and only then lets an offset go.
 
-    request ──> newest per viewer ──> cache ──> budget ──> student ──> checked text ──┐
-                                        └─────────┴──> template ──────────────────────┴──> store ──> personas ──> done
+    request ─> newest per viewer ─> cache ──> budget ──> student ──> teacher ──> text ──┐
+                                      └─────────┴───────────┴───────────┴──> template ──┴──> store ──> personas ──> done
 
+The teacher, if there is one, words what the student cannot; a chosen request goes to it first: see `agents.cascade`.
 Plain asyncio over small ports: the Faust app and the replay driver feed the same object. A persona is stored before it
 is published, so a restart publishes the very bytes that were stored.
 """
@@ -258,6 +259,10 @@ class PersonaWriter:
         if self._gate is not None:
             self._gate.set_share(share)
 
+    def set_student(self, student_id: str) -> None:
+        """Look cached texts up as those of this student (name/version), unless an answer told its name already."""
+        self._cascade.set_student(student_id)
+
     async def run(self) -> None:
         """Wait until the writer ends: returns after `stop`, raises what it failed with."""
         await self._ended_event.wait()
@@ -449,9 +454,9 @@ class PersonaWriter:
         if latest is not None and _stands_above(latest, request):
             return Outcome.SUPERSEDED
         written = await self._write(job)
-        if not await self._land(job, written, _previous(latest)):
-            return Outcome.SUPERSEDED
-        return _OUTCOMES[written.tier]
+        landed = await self._land(job, written, _previous(latest))
+        await self._cache(written.rows)
+        return _OUTCOMES[written.tier] if landed else Outcome.SUPERSEDED
 
     async def _upgrade(self, job: _Job) -> Outcome:
         request = job.request
@@ -461,10 +466,8 @@ class PersonaWriter:
         if latest.tier != Tier.TEMPLATE:
             return await self._republish(job, latest)
         written = await self._within_budget(job, None)
-        if written.tier is Tier.TEMPLATE:
-            await self._cache(written.rows)
-            return Outcome.NOT_UPGRADED
-        landed = await self._land(job, written, _previous(latest))
+        landed = written.tier is not Tier.TEMPLATE and await self._land(job, written, _previous(latest))
+        await self._cache(written.rows)
         return Outcome.UPGRADED if landed else Outcome.NOT_UPGRADED
 
     async def _republish(self, job: _Job, stored: StoredPersona) -> Outcome:
@@ -522,24 +525,24 @@ class PersonaWriter:
             return None if deadline is None else deadline - loop.time()
 
         answers = await self._cascade.taught(request, remaining_seconds)
+        # Now, as the request may wait for hours and be superseded, and these are paid.
+        await self._cache(answers.taught_rows)
         texts = await self._cascade.texts_to_pay(request, answers) if self._gate is not None else 0
         if self._gate is None or not texts:
             return await self._cascade.worded(request, left(), answers)
         ticket = await self._turn_of(job, self._gate, texts, deadline)
         if ticket is None:
             return await self._cascade.worded(request, 0.0, answers)
-        tokens, paid = None, 0
+        interrupted = True
         try:
             # The cache is read again: others may have worded the same texts meanwhile.
             written = await self._cascade.worded(request, left(), answers)
-            # Without all answers it is not known what the student worked for: what was expected stays charged.
-            if written.tier is not Tier.TEMPLATE:
-                model = written.model
-                tokens = model.tokens_in + model.tokens_out - model.teacher_tokens_in - model.teacher_tokens_out
-                paid = model.items - model.items_cached - model.items_teacher
+            # A template may have run out of time: what the student worked for beyond its answers is not known then.
+            interrupted = written.tier is Tier.TEMPLATE
             return written
         finally:
-            self._gate.leave(ticket, tokens, paid)
+            tokens = answers.student.tokens_in + answers.student.tokens_out
+            self._gate.leave(ticket, tokens, len(answers.asked), interrupted=interrupted)
 
     async def _turn_of(self, job: _Job, gate: BudgetGate, texts: int, deadline: float | None) -> Ticket | None:
         """The ticket that lets a request on to the student; None if none came in time."""
@@ -554,7 +557,7 @@ class PersonaWriter:
     # Storing and publishing
 
     async def _land(self, job: _Job, written: Written, previous: Persona | None) -> bool:
-        """Store, publish, cache. False if a removal or a newer persona stands above this one."""
+        """Store and publish. False if a removal or a newer persona stands above this one."""
         request = written.request
         persona = compose(
             request,
@@ -585,7 +588,6 @@ class PersonaWriter:
         self._telemetry.count(PERSONAS, 1, row.tier)
         delay = max(0, self._clock() - job.record.timestamp) / 1000
         self._telemetry.observe(PERSONA_SECONDS, delay, row.tier)
-        await self._cache(written.rows)
         return True
 
     async def _publish_persona(self, job: _Job, body: bytes, *, upgrade: bool) -> None:
@@ -608,7 +610,7 @@ class PersonaWriter:
             published = body
 
     async def _cache(self, rows: Mapping[str, bytes]) -> None:
-        """Cache wordings, at most once: the persona is out, and a text that is not cached is only worded again."""
+        """Cache wordings, at most once: no persona waits for it, and a text that is not cached is only worded again."""
         if not rows:
             return
         try:

@@ -10,6 +10,8 @@ import asyncio
 import ipaddress
 import logging
 import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -29,6 +31,8 @@ MAXIMUM_RESPONSE_BYTES: Final = 256 * 1024
 """A longer answer is not read to its end: that of one sentence takes a hundredth of it."""
 LONGEST_RETRY_AFTER_SECONDS: Final = 600.0
 """A server that asks for a longer pause is asked again after this one."""
+MAXIMUM_TOKENS: Final = 10**7
+"""A call that says it took more is not believed: no context is as long, and sums must stay readable."""
 _DETAIL_CHARACTERS: Final = 200
 # Of this very call; every other status that is no success would meet any other call too.
 _OF_THE_CALL: Final = frozenset({400, 413, 422})
@@ -48,7 +52,14 @@ class TeacherUnavailable(RuntimeError):  # noqa: N818
 
 
 class TeacherFailed(RuntimeError):  # noqa: N818
-    """No answer to this very call, which says nothing of others: refused, unusable, or no free place in time."""
+    """No answer to this very call, which says nothing of others: refused, unusable, or no free place in time.
+
+    answered: the server did answer, so it is there.
+    """
+
+    def __init__(self, message: str, *, answered: bool = True) -> None:
+        super().__init__(message)
+        self.answered = answered
 
 
 class TeacherClient(Protocol):
@@ -112,16 +123,10 @@ class ChatTeacher:
 
     async def word(self, chat: Chat, *, seed: int = 0) -> Answer:
         """See `TeacherClient.word`. The endpoint is told a temperature and no seed: not all of them take one."""
-        asked = False
-        try:
-            async with asyncio.timeout(self._deadline), self._places:
-                asked = True
-                began = time.monotonic()
-                reply = await self._post(chat, seed)
-                return self._answer(reply, round((time.monotonic() - began) * 1000))
-        except TimeoutError as error:
-            kind, what = (TeacherUnavailable, "answer") if asked else (TeacherFailed, "free place")
-            raise kind(self._message(f"no {what} within {self._deadline:g} s")) from error
+        async with _place(self._places, self._deadline, self._message):
+            began = time.monotonic()
+            reply = await self._post(chat, seed)
+            return self._answer(reply, round((time.monotonic() - began) * 1000))
 
     async def close(self) -> None:
         """See `TeacherClient.close`."""
@@ -199,11 +204,16 @@ class ChatTeacher:
 
 
 class TritonTeacher:
-    """A teacher in a Triton server: the student's tensors without a grammar, the chat as one text in ChatML."""
+    """A teacher in a Triton server: the student's tensors without a grammar, the chat as one text in ChatML.
+
+    Its deadline covers the wait for a free place too, as that of `ChatTeacher`.
+    """
 
     def __init__(self, settings: Settings, address: str, model: str) -> None:
         self._model = model
+        self._address = address
         self._deadline = settings.teacher_deadline_seconds
+        self._places = asyncio.Semaphore(settings.teacher_concurrency)
         self._client = TritonStudent(
             replace(
                 settings,
@@ -222,20 +232,39 @@ class TritonTeacher:
     async def word(self, chat: Chat, *, seed: int = 0) -> Answer:
         """See `TeacherClient.word`."""
         prompt = Prompt(chat_text(chat), "", chat.maximum_tokens, chat.prompt_hash)
-        try:
-            # A place that is not free in time is no fault of the server, whose own deadline begins with the call.
-            async with asyncio.timeout(2 * self._deadline):
+        async with _place(self._places, self._deadline, self._message):
+            try:
                 return await self._client.word(prompt, seed=seed)
-        except StudentUnavailable as error:
-            raise TeacherUnavailable(f"teacher: {error}") from error
-        except StudentFailed as error:
-            raise TeacherFailed(f"teacher: {error}") from error
-        except TimeoutError as error:
-            raise TeacherFailed(f"teacher {self._model}: no free place within {self._deadline:g} s") from error
+            except StudentUnavailable as error:
+                raise TeacherUnavailable(f"teacher: {error}") from error
+            except StudentFailed as error:
+                raise TeacherFailed(f"teacher: {error}") from error
 
     async def close(self) -> None:
         """See `TeacherClient.close`."""
         await self._client.close()
+
+    def _message(self, what: str) -> str:
+        return f"teacher {self._model} at {self._address}: {what}"
+
+
+@asynccontextmanager
+async def _place(
+    places: asyncio.Semaphore, deadline_seconds: float, message: Callable[[str], str]
+) -> AsyncIterator[None]:
+    """A place for one call, all within the deadline.
+
+    Past it raises TeacherFailed where there was no place, which is no fault of the server, else TeacherUnavailable.
+    """
+    asked = False
+    try:
+        async with asyncio.timeout(deadline_seconds), places:
+            asked = True
+            yield
+    except TimeoutError as error:
+        if asked:
+            raise TeacherUnavailable(message(f"no answer within {deadline_seconds:g} s")) from error
+        raise TeacherFailed(message(f"no free place within {deadline_seconds:g} s"), answered=False) from error
 
 
 def _check(settings: Settings) -> None:
@@ -308,6 +337,6 @@ def _text(content: Any) -> str:  # noqa: ANN401 - untrusted JSON
 
 
 def _tokens(count: Any) -> int:  # noqa: ANN401 - untrusted JSON
-    if not isinstance(count, int) or isinstance(count, bool) or count < 0:
+    if not isinstance(count, int) or isinstance(count, bool) or not 0 <= count <= MAXIMUM_TOKENS:
         raise ValueError("usage")
     return count

@@ -19,7 +19,8 @@ class WriterConfiguration:
     store_patience_seconds: how long a store may be unavailable before the writer fails.
     first_pause_seconds, longest_pause_seconds: bounds of the back-off.
     topic_prefix: put before the source topic in dead letters.
-    student_id: name/version of the student that cached wordings are looked up for until the first answer tells it.
+    student_id: name/version of the student that cached wordings are looked up for until an answer tells another one;
+    empty while it is not known: then none of a student's are found.
     teacher_policy: which requests a teacher words at once, if there is one.
     """
 
@@ -33,7 +34,7 @@ class WriterConfiguration:
     first_pause_seconds: float = 0.2
     longest_pause_seconds: float = 15.0
     topic_prefix: str = ""
-    student_id: str = "student/1"
+    student_id: str = ""
     teacher_policy: TeacherPolicy = field(default_factory=TeacherPolicy)
 
 

@@ -115,7 +115,9 @@ async def test_the_student_words_personas_that_reach_cassandra_and_the_topic(sta
         await writer.idle()
         store = await CassandraStore.connect(settings)
         rows = [await store.latest(user) for user in ("ann", "bob")]
-        keys = list(content_keys(sample_request(), WriterConfiguration().student_id))
+        student_id = await student.identity()
+        assert student_id is not None
+        keys = list(content_keys(sample_request(), student_id))
         cached = await store.wordings(keys)
         await store.close()
     await student.close()

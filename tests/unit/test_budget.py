@@ -131,8 +131,18 @@ def test_an_interrupted_request_has_cost_what_was_expected() -> None:
     line = budget(3600)
     ticket = line.join(REFRESH, 4)
     line.let_on(0.0)
-    line.settle(ticket, None, 0)
+    line.settle(ticket, 10, 1, interrupted=True)
     assert line.seconds_in_debt(0.0) == pytest.approx(4 * FIRST_TOKENS_PER_TEXT)
+    assert line.tokens_per_text == FIRST_TOKENS_PER_TEXT, "not all of the cost is known"
+
+
+def test_an_interrupted_request_that_cost_more_than_expected_is_charged_what_is_known() -> None:
+    line = budget(3600)
+    ticket = line.join(REFRESH, 4)
+    line.let_on(0.0)
+    line.settle(ticket, 2000, 4, interrupted=True)
+    assert line.seconds_in_debt(0.0) == pytest.approx(2000)
+    assert line.tokens_per_text == pytest.approx(500)
 
 
 def test_leaving_gives_everything_back_before_or_after_the_turn() -> None:

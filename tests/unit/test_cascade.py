@@ -10,7 +10,7 @@ import orjson
 import pytest
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 
-from agents.cascade import ATTEMPTS, ATTEMPTS_BEFORE_TEACHER, TEACHER_ATTEMPTS
+from agents.cascade import ATTEMPTS, ATTEMPTS_BEFORE_TEACHER, TEACHER_ATTEMPTS, seed_of
 from agents.circuits import TeacherCircuit
 from agents.persona_writer import Outcome, PersonaWriter
 from agents.stores.memory import MemoryStore
@@ -29,6 +29,7 @@ from streams.wording import split_task, task_keys, template_wording
 from tests.request_samples import HOUR, NOON, sample_context, sample_request
 
 QUICK = WriterConfiguration(
+    student_id="student/1",
     look_ahead=8,
     upgrade_look_ahead=2,
     store_patience_seconds=0.2,
@@ -206,7 +207,7 @@ async def test_one_text_of_the_teacher_makes_the_tier_and_the_others_stay_the_st
     (persona,) = await world.answer(sample_request("ann"))
     assert persona.tier is Tier.TEACHER
     assert persona.interests[1].description == "Keeps up with gravel bikes put to an honest test."
-    assert persona.summary in PROMPTS[next(p for p in PROMPTS if "s. Mostly" in p)]
+    assert persona.summary in next(answer for answer in PROMPTS.values() if answer.startswith('{"s"'))
     assert world.taught == 1
     assert (persona.model.items_teacher, persona.model.teacher_tokens_in) == (1, 500)
 
@@ -283,6 +284,23 @@ async def test_while_the_teacher_is_away_it_is_not_called_and_the_student_tries_
     await world.answer(sample_request("bob"))
     assert world.taught == 1
     assert len(world.student.calls) == calls + ATTEMPTS * TEXTS
+
+
+async def test_the_student_tries_on_where_the_teacher_turns_out_to_be_away() -> None:
+    async def third(prompt: Prompt, seed: int) -> str:
+        good = [seed_of(sample_request(user).request_id, ATTEMPTS_BEFORE_TEACHER) for user in ("ann", "bob")]
+        return PROMPTS[prompt.text] if seed in good else GARBAGE
+
+    world = World(Student([third]), Teacher([TeacherUnavailable("refused")]))
+    (ann,) = await world.answer(sample_request("ann"))
+    assert ann.tier is Tier.STUDENT
+    assert len(world.student.calls) == (ATTEMPTS_BEFORE_TEACHER + 1) * TEXTS
+    # After the pause one call tries again, and its texts wait for no other.
+    await asyncio.sleep(0.1)
+    world.store, taught = MemoryStore(), world.taught
+    world.writer._store = world.store
+    bob = (await world.answer(sample_request("bob")))[-1]
+    assert (bob.tier, world.taught) == (Tier.STUDENT, taught + 1)
 
 
 async def test_after_a_pause_the_teacher_is_asked_again() -> None:
@@ -409,6 +427,17 @@ async def test_of_a_chosen_request_the_student_words_what_the_teacher_did_not() 
     assert italian in str(list(PROMPTS.values()))
 
 
+@pytest.mark.parametrize(("step", "tries"), [(GARBAGE, TEACHER_ATTEMPTS), (TeacherFailed("status 400"), 1)])
+async def test_what_the_teacher_refused_of_a_chosen_request_it_is_not_asked_for_again(
+    step: str | Exception, tries: int
+) -> None:
+    world = World(Student([GARBAGE]), Teacher([step]), ALL)
+    (persona,) = await world.answer(sample_request("ann"))
+    assert persona.tier is Tier.TEMPLATE
+    assert world.taught == tries * TEXTS
+    assert len(world.student.calls) == ATTEMPTS * TEXTS, "the student tries as often as without a teacher"
+
+
 async def test_a_chosen_request_is_the_students_while_the_teacher_is_away() -> None:
     world = World(teacher=Teacher([TeacherUnavailable("refused")]), configuration=ALL)
     (persona,) = await world.answer(sample_request("ann"))
@@ -485,7 +514,42 @@ async def test_texts_that_repeat_each_other_are_not_published_as_the_teachers() 
     (persona,) = await world.answer(request)
     assert persona.tier is Tier.TEMPLATE
     assert persona.interests[0].description != persona.interests[1].description
-    assert await world.store.wordings(list(content_keys(request, "teacher/big/1"))) == {}
+    assert persona.model.items_teacher == 1, "the first of the two stays"
+    assert len(await world.store.wordings(list(content_keys(request, "teacher/big/1")))) == 2
+    assert world.taught == TEACHER_ATTEMPTS + 2
+
+
+async def test_the_students_text_stands_in_for_one_of_the_teacher_that_repeats_another() -> None:
+    context = sample_context()
+    alike = replace(context.interests[1], label="italian cooking", titles=context.interests[0].titles)
+    request = replace(sample_request(), context=replace(context, interests=(context.interests[0], alike), novel=()))
+    keys, taught = content_keys(request, "student/1"), content_keys(request, "teacher/big/1")
+    world = World()
+    rows = dict.fromkeys(taught.interests, b"Enjoys italian cooking with five sauces from one pot of tomatoes.")
+    rows[keys.interests[1]] = b"Watches more italian cooking lately than before."
+    rows[keys.summary] = b"Mostly watches italian cooking."
+    await world.store.put_wordings(rows)
+    (persona,) = await world.answer(request)
+    assert persona.interests[1].description == "Watches more italian cooking lately than before."
+    assert (persona.tier, persona.cached, world.student.calls, world.taught) == (Tier.STUDENT, True, [], 0)
+
+
+async def test_the_teachers_texts_are_cached_though_the_request_is_superseded_as_it_waits_for_the_budget() -> None:
+    async def half(chat: Chat, seed: int) -> str:
+        return GARBAGE if '"label":"italian cooking"' in chat.user else CHATS[chat.user]
+
+    world = World(teacher=Teacher([half]), configuration=replace(ALL, budget_tokens_per_hour=1, budget_in_flight=1))
+    world.writer.set_share(0.0)
+    assert world.writer._gate is not None
+    world.writer._gate._budget._level = -1000.0
+    await world.writer.submit(world.record(encode(sample_request("ann", 1))), 0)
+    async with asyncio.timeout(5):
+        while not world.writer._gate._budget.waiting:  # noqa: ASYNC110 - what is waited for sets no event
+            await asyncio.sleep(0.001)
+    await world.answer(sample_request("ann", 2, tier_limit=Tier.TEMPLATE))
+    assert world.writer.counts == {Outcome.SUPERSEDED: 1, Outcome.TEMPLATE: 1}
+    keys = list(content_keys(sample_request(), "teacher/big/1"))
+    assert len(await world.store.wordings(keys)) == TEXTS - 1
 
 
 # The budget and the measures
@@ -505,8 +569,8 @@ async def test_a_teachers_answer_within_the_students_turn_is_charged_as_the_stud
     world = World(Student([one_bad]), configuration=earning)
     await world.answer(sample_request("ann"))
     assert world.writer._gate is not None
-    # Four texts of the student at 380 tokens, and two answers that were not used: the teacher's 520 are not in it.
-    assert world.writer._gate._budget.tokens_per_text == pytest.approx(6 * 380 / 4)
+    # Six answers of the student for its five texts: the teacher's 520 tokens for one of them are not in it.
+    assert world.writer._gate._budget.tokens_per_text == pytest.approx(6 * 380 / 5)
 
 
 async def test_shares_tokens_and_quality_of_each_tier_are_measured() -> None:

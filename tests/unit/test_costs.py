@@ -281,9 +281,19 @@ def test_values_that_cannot_be_are_refused(flags: list[str], said: str) -> None:
     assert said in result.stderr
 
 
+def test_a_template_with_texts_of_models_has_them_counted_as_theirs() -> None:
+    mixed = persona(
+        Tier.TEMPLATE, items=5, items_cached=1, items_teacher=1, items_plain=1, tokens_in=600, tokens_out=60
+    )
+    assert measure([mixed]).texts == {"cache": 1, "student": 2, "teacher": 1, "template": 1}
+    assert measure([mixed]).inputs()["student_tokens_in"] == 300
+    older = persona(Tier.TEMPLATE, items=5, items_cached=1)
+    assert measure([older]).texts == {"cache": 1, "student": 0, "teacher": 0, "template": 4}
+
+
 def test_personas_of_before_the_teacher_can_be_measured(tmp_path: Path) -> None:
     old = orjson.loads(encode(SAMPLE[0]))
-    for name in ("items_teacher", "teacher_tokens_in", "teacher_tokens_out"):
+    for name in ("items_teacher", "teacher_tokens_in", "teacher_tokens_out", "items_plain"):
         del old["model"][name]
     path = tmp_path / "old.jsonl"
     path.write_bytes(orjson.dumps(old))

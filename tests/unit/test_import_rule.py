@@ -1,4 +1,4 @@
-"""The one import rule: `streams` is pure, `agents` stands on it, `triton_models` on neither; importing does nothing."""
+"""Imports: `streams` is pure, `agents` stands on it, what serves the student on neither; importing does nothing."""
 
 from __future__ import annotations
 
@@ -31,10 +31,20 @@ IMPURE_CALLS = frozenset({
 SEEDED_RANDOM = "default_rng"
 
 
+DISTILLING = frozenset({"contexts", "pairs", "quality", "teacher", "train"})
+"""Modules of `triton_models.distillation` that write, check and learn pairs: they know prompts, gate and teacher. They
+run offline; what merges and serves the weights uses none of them."""
+
+
 def modules_of(package: str) -> list[Path]:
     found = sorted((ROOT / package).rglob("*.py"))
     assert found, f"no modules in {package}"
     return found
+
+
+def served_modules() -> list[Path]:
+    distilling = {ROOT / "triton_models" / "distillation" / f"{name}.py" for name in DISTILLING}
+    return [path for path in modules_of("triton_models") if path not in distilling]
 
 
 def imports(tree: ast.AST) -> Iterator[str]:
@@ -68,10 +78,18 @@ def test_streams_is_pure(path: Path) -> None:
     assert violations(path.read_text()) == []
 
 
-@pytest.mark.parametrize("path", modules_of("triton_models"), ids=lambda path: path.name)
-def test_triton_models_stands_alone(path: Path) -> None:
-    names = set(imports(ast.parse(path.read_text())))
+@pytest.mark.parametrize("path", served_modules(), ids=lambda path: path.name)
+def test_what_serves_the_student_stands_alone(path: Path) -> None:
+    source = path.read_text()
+    names = set(imports(ast.parse(source)))
     assert names.isdisjoint({"agents", "streams", "tests"})
+    assert not any(f"triton_models.distillation.{name}" in source.replace(" import ", ".") for name in DISTILLING)
+
+
+@pytest.mark.parametrize("name", sorted(DISTILLING))
+def test_distilling_uses_no_tests(name: str) -> None:
+    path = ROOT / "triton_models" / "distillation" / f"{name}.py"
+    assert "tests" not in imports(ast.parse(path.read_text()))
 
 
 @pytest.mark.parametrize("path", modules_of("agents"), ids=lambda path: str(path.relative_to(ROOT)))

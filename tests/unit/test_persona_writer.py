@@ -42,6 +42,7 @@ from streams.wording import split_task, task_keys, template_wording
 from tests.request_samples import HOUR, NOON, sample_context, sample_request
 
 QUICK = WriterConfiguration(
+    student_id="student/1",
     look_ahead=8,
     upgrade_look_ahead=2,
     store_patience_seconds=0.2,
@@ -398,7 +399,7 @@ async def test_a_topic_that_is_never_worded_well_is_left_out() -> None:
     assert persona.tier is Tier.STUDENT
     assert [topic.label for topic in persona.novel] == ["bikepacking trips"]
     assert len(persona.interests) == 2
-    assert (persona.model.items, persona.model.items_cached) == (TEXTS, 0)
+    assert (persona.model.items, persona.model.items_cached) == (TEXTS - 1, 0)
     assert world.outputs(topics.UPGRADE_REQUESTS) == []
 
 
@@ -410,6 +411,7 @@ async def test_one_text_that_is_never_good_is_worded_plainly_and_the_others_are_
     await world.answer(sample_request("ann"))
     (template,) = world.personas()
     assert template.tier is Tier.TEMPLATE
+    assert (template.model.items, template.model.items_plain) == (TEXTS, 1)
     assert template.model.tokens_out == (TEXTS - 1 + ATTEMPTS) * 80
     assert len(await world.store.wordings(list(content_keys(sample_request(), QUICK.student_id)))) == TEXTS - 1
     upgrade = world.outputs(topics.UPGRADE_REQUESTS)[0].value
@@ -421,16 +423,82 @@ async def test_one_text_that_is_never_good_is_worded_plainly_and_the_others_are_
     assert world.personas()[-1].tier is Tier.STUDENT
 
 
-async def test_texts_that_say_the_same_are_not_published_as_the_students() -> None:
-    world = World(student=ScriptedStudent([same_description]))
+def alike_request(user_id: str, *kept: int) -> RefreshRequest:
+    """Two interests in the same words, which differ in their trend, and one more; `kept`: those that the viewer has."""
     context = sample_context()
-    alike = replace(context.interests[1], label="italian cooking", titles=context.interests[0].titles)
-    request = replace(sample_request(), context=replace(context, interests=(context.interests[0], alike), novel=()))
+    cooking, gravel = context.interests
+    three = (cooking, replace(gravel, label=cooking.label, titles=cooking.titles), gravel)
+    own = tuple(three[position] for position in kept)
+    return replace(sample_request(user_id), context=replace(context, interests=own, novel=()))
+
+
+async def test_of_texts_that_say_the_same_the_later_is_asked_for_again_and_all_are_cached() -> None:
+    world = World(student=ScriptedStudent([same_description]))
+    request = alike_request("ann", 0, 1)
     await world.answer(request)
     (persona,) = world.personas()
     assert persona.tier is Tier.TEMPLATE
-    assert persona.interests[0].description != persona.interests[1].description
-    assert await world.store.wordings(list(content_keys(request, QUICK.student_id))) == {}
+    assert persona.interests[0].description == SAME, "the first of the two stays"
+    assert persona.interests[1].description != SAME
+    assert world.student is not None
+    assert [seed for _, seed in world.student.calls] == [0, 0, 0, seed_of(request.request_id, ATTEMPTS)]
+    assert len(await world.store.wordings(list(content_keys(request, QUICK.student_id)))) == 3
+    world.student.script = [another_description]
+    await world.answer(alike_request("bob", 0, 1))
+    bob = world.personas()[-1]
+    assert (bob.tier, bob.model.items_cached, world.calls) == (Tier.STUDENT, 2, 5)
+    await world.answer(alike_request("cat", 0, 1))
+    assert (world.personas()[-1].cached, world.calls) == (True, 5), "the pair is paid for once"
+
+
+async def test_nothing_is_looked_up_for_a_student_that_is_not_known_and_its_first_texts_are_cached() -> None:
+    world = World(configuration=replace(QUICK, student_id=""))
+    await world.answer(sample_request("ann"))
+    assert world.calls == TEXTS
+    assert len(await world.store.wordings(list(content_keys(sample_request(), "student/1")))) == TEXTS
+    await world.answer(sample_request("bob"))
+    assert (world.personas()[-1].cached, world.calls) == (True, TEXTS)
+
+
+async def test_after_a_start_with_another_student_the_texts_of_the_last_one_are_not_used(world: World) -> None:
+    await world.answer(sample_request("ann"))
+    world.configuration = replace(QUICK, student_id="")
+    world.student = ScriptedStudent(version="2")
+    world.restart()
+    world.writer.set_student("student/2")
+    await world.answer(sample_request("bob"))
+    bob = world.personas()[-1]
+    assert (bob.cached, bob.model.version, world.calls) == (False, "2", TEXTS)
+    world.restart()
+    world.writer.set_student("student/1")
+    await world.answer(sample_request("cat"))
+    assert (world.personas()[-1].model.version, world.calls) == ("1", TEXTS), "the first one's are still there"
+
+
+async def test_cached_texts_of_two_viewers_that_say_the_same_are_told_apart_for_a_third() -> None:
+    world = World(student=ScriptedStudent([same_description]))
+    await world.answer(alike_request("ann", 0), alike_request("bob", 1))
+    assert [persona.interests[0].description for persona in world.personas()] == [SAME, SAME]
+    calls = world.calls
+    assert world.student is not None
+    world.student.script = [another_description]
+    await world.answer(alike_request("cat", 0, 1))
+    cat = world.personas()[-1]
+    assert cat.tier is Tier.STUDENT
+    assert cat.interests[0].description == SAME != cat.interests[1].description
+    assert world.calls == calls + 1, "the second text once more; the summary's line is as bob's"
+
+
+async def test_texts_that_say_the_same_are_found_though_another_has_a_fault_beside_them() -> None:
+    async def also_of_another(prompt: Prompt, seed: int) -> str:
+        if "gravel cycling" in asked(prompt) and "cooking" not in asked(prompt):
+            return '{"1":"Enjoys gravel cycling and some cooking."}'
+        return await same_description(prompt, seed)
+
+    world = World(student=ScriptedStudent([also_of_another]))
+    await world.answer(alike_request("ann", 0, 1, 2))
+    (persona,) = world.personas()
+    assert [interest.description == SAME for interest in persona.interests] == [True, False, False]
 
 
 async def same_description(prompt: Prompt, seed: int) -> str:
@@ -438,7 +506,15 @@ async def same_description(prompt: Prompt, seed: int) -> str:
     line = prompt.text.rpartition("<|im_start|>user")[2].strip()
     if line.startswith("s"):
         return '{"s":"Mostly watches italian cooking with many kinds of dishes."}'
-    return '{"1":"Enjoys italian cooking, with fresh tagliatelle and sauces from tomatoes."}'
+    return orjson.dumps({"1": SAME}).decode()
+
+
+SAME = "Enjoys italian cooking, with fresh tagliatelle and sauces from tomatoes."
+
+
+async def another_description(prompt: Prompt, seed: int) -> str:
+    answer = await same_description(prompt, seed)
+    return answer if '"s"' in answer else '{"1":"Returns to italian cooking more each week."}'
 
 
 async def test_a_call_that_cannot_succeed_gives_a_template_at_once() -> None:
@@ -877,6 +953,17 @@ async def test_a_persona_that_no_broker_takes_is_a_dead_letter_and_not_stored(wo
     assert await world.store.latest("ann") is None
 
 
+async def test_what_was_worded_is_cached_though_a_newer_persona_stands_above_it(world: World) -> None:
+    async def another() -> None:
+        world.store.before.clear()
+        await world.store.put(StoredPersona("ann", persona_version(9, Tier.STUDENT), 0, "newer", "student", b"{}"))
+
+    world.store.before["put"] = another
+    await world.answer(sample_request("ann", 1))
+    assert world.writer.counts == {Outcome.SUPERSEDED: 1}
+    assert len(await world.store.wordings(list(content_keys(sample_request(), QUICK.student_id)))) == TEXTS
+
+
 async def test_a_failed_cache_write_does_not_lose_the_persona(world: World) -> None:
     world.store.failing["put_wordings"] = [StoreUnavailable("no host"), StoreRejected("no")]
     await world.answer(sample_request("ann"))
@@ -1263,6 +1350,18 @@ async def test_a_request_that_waited_past_its_time_for_the_budget_is_a_template_
     await world.upgrade(upgrade.value)
     await world.writer.idle()
     assert world.personas()[-1].tier is Tier.STUDENT
+
+
+async def test_answers_that_no_persona_uses_are_charged_too() -> None:
+    world = World(student=ScriptedStudent(["garbage"]), configuration=NO_TOKENS)
+    await world.answer(sample_request("ann"))
+    assert [persona.tier for persona in world.personas()] == [Tier.TEMPLATE]
+    assert world.writer._gate is not None
+    budget = world.writer._gate._budget
+    spent = world.calls * TOKENS
+    assert spent == ATTEMPTS * TEXTS * TOKENS
+    assert budget.seconds_in_debt(asyncio.get_running_loop().time()) == pytest.approx(spent * 3600, rel=0.01)
+    assert budget.tokens_per_text == pytest.approx(spent / TEXTS)
 
 
 async def test_a_newer_request_takes_the_place_of_one_that_waits() -> None:

@@ -15,16 +15,22 @@ import orjson
 import pytest
 from aiohttp import web
 
+from agents.circuits import TeacherCircuit
 from agents.settings import Settings, SettingsError, load_settings
+from agents.student_client import Answer, TritonStudent
 from agents.teacher_client import (
     LONGEST_RETRY_AFTER_SECONDS,
     MAXIMUM_RESPONSE_BYTES,
+    MAXIMUM_TOKENS,
     ChatTeacher,
     TeacherFailed,
     TeacherUnavailable,
     TritonTeacher,
     teacher_of,
 )
+from agents.telemetry import create_telemetry
+from agents.writer_configuration import WriterConfiguration
+from streams.prompts import Prompt
 from streams.teaching import TEACHING_VERSION, Chat
 
 KEY = "sk-very-secret-0123456789"
@@ -180,6 +186,8 @@ async def test_no_more_calls_are_in_flight_than_allowed() -> None:
         orjson.dumps(reply(usage=None)),
         orjson.dumps(reply(usage={"prompt_tokens": -1, "completion_tokens": 2})),
         orjson.dumps(reply(usage={"prompt_tokens": "9", "completion_tokens": 2})),
+        orjson.dumps(reply(usage={"prompt_tokens": MAXIMUM_TOKENS + 1, "completion_tokens": 2})),
+        orjson.dumps(reply(usage={"prompt_tokens": 9, "completion_tokens": 2**63})),
         orjson.dumps(reply(usage={"prompt_tokens": True, "completion_tokens": 2})),
         b"[" * 20_000,
     ],
@@ -317,6 +325,22 @@ async def test_waiting_for_a_place_ends_too_and_is_no_fault_of_the_server() -> N
         with pytest.raises(TeacherFailed, match="no free place"):
             await teacher.word(CHAT)
         assert endpoint.asked == []
+
+
+async def test_a_teacher_that_hangs_opens_the_circuit_though_other_calls_wait_for_a_place() -> None:
+    async def hang(request: web.Request) -> web.Response:
+        await asyncio.sleep(30)
+        return web.Response()
+
+    patient = WriterConfiguration(first_pause_seconds=60.0, longest_pause_seconds=60.0)
+    async with teaching(hang, teacher_concurrency=2, teacher_deadline_seconds=0.2) as (endpoint, teacher):
+        circuit = TeacherCircuit(teacher, patient, create_telemetry({}))
+        ends = await asyncio.gather(*(circuit.word(CHAT, 0) for _ in range(6)), return_exceptions=True)
+        assert sorted(type(end).__name__ for end in ends) == ["TeacherFailed"] * 4 + ["TeacherUnavailable"] * 2
+        assert not circuit.closed
+        with pytest.raises(TeacherUnavailable, match="away at the last try"):
+            await circuit.word(CHAT, 0)
+        assert len(endpoint.asked) == 2
 
 
 async def test_an_endless_answer_is_cut_off() -> None:
@@ -481,3 +505,26 @@ async def test_a_triton_teacher_that_is_away_is_unavailable() -> None:
     await teacher.close()
     with pytest.raises(TeacherUnavailable, match="closed"):
         await teacher.word(CHAT)
+
+
+async def test_a_triton_teacher_tells_a_call_past_its_deadline_from_one_that_got_no_place(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def hang(student: TritonStudent, prompt: Prompt, *, seed: int = 0) -> Answer:
+        await asyncio.sleep(30)
+        raise AssertionError
+
+    monkeypatch.setattr(TritonStudent, "word", hang)
+    teacher = teacher_of(
+        settings_for("triton://127.0.0.1:1/large", teacher_deadline_seconds=0.5, teacher_concurrency=1)
+    )
+    assert teacher is not None
+    began = asyncio.get_running_loop().time()
+    placed, waiting = await asyncio.gather(teacher.word(CHAT), teacher.word(CHAT), return_exceptions=True)
+    assert asyncio.get_running_loop().time() - began < 0.9, "the deadline is waited for once"
+    assert isinstance(placed, TeacherUnavailable)
+    assert "no answer within 0.5 s" in str(placed)
+    assert isinstance(waiting, TeacherFailed)
+    assert "no free place within 0.5 s" in str(waiting)
+    assert not waiting.answered
+    await teacher.close()
