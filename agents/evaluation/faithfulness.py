@@ -13,12 +13,12 @@ from itertools import accumulate
 from typing import Final
 
 import numpy as np
-import orjson
 
 from agents.clusters.embedding import Vectors
 from agents.evaluation.answers import Text, Worded
 from agents.evaluation.cases import Case
-from agents.evaluation.text import PAIRS, common_words, content_roots, sentences, words
+from agents.evaluation.text import common_words, content_roots, sentences, words
+from triton_models.distillation.pairs import PAIRS, read_pairs
 
 LEAST_WATCHES: Final = 3
 """Watches behind an interest."""
@@ -144,21 +144,15 @@ def alarm_rate() -> float:
 
 def _edited() -> Iterator[tuple[str, list[str], list[int]]]:
     """Texts, their facts and, for summaries, the shares."""
-    for path in sorted(PAIRS.glob("*.jsonl")):
-        for line in path.read_bytes().splitlines():
-            pair = orjson.loads(line)
-            task = pair["task"]
-            for key, text in pair["answer"].items():
-                if key == "s":
-                    facts = [fact for item in task["interests"] for fact in (item["label"], *item["titles"])]
-                    shares = [share for _, share in task["overview"]]
-                    yield text, [*facts, *(label for label, _ in task["overview"]), *map(str, shares)], shares
-                elif key.isdigit():
-                    item = task["interests"][int(key) - 1]
-                    yield text, [item["label"], *item["titles"]], []
-                else:
-                    item = task["novel"]["abcd".index(key)]
-                    yield text, [item["label"], *item["titles"], *item["via_labels"]], []
+    for pair in read_pairs([PAIRS]):
+        text, task = pair.text or "", pair.task
+        if task.overview:
+            labels, shares = [label for label, _ in task.overview], [share for _, share in task.overview]
+            yield text, [*labels, *map(str, shares)], shares
+        elif task.interests:
+            yield text, [task.interests[0].label, *task.interests[0].titles], []
+        else:
+            yield text, [task.novel[0].label, *task.novel[0].titles, *task.novel[0].via_labels], []
 
 
 def evidence_faults(worded: Worded, place: int) -> list[str]:

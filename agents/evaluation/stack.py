@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from agents.localstack.assets import assets_folder
-from agents.localstack.ports import free_ports
+from agents.localstack.ports import Ports, free_ports
 from agents.localstack.progress import shown_progress
 from agents.localstack.stack import LocalStack
 from agents.settings import Settings
@@ -31,17 +31,26 @@ def started_student(settings: Settings, weights: Path | None = None) -> Iterator
 
     Downloads what is missing into the settings' data folder. Raises LocalStackError.
     """
+    with started_triton(settings, {} if weights is None else {"STUDENT_WEIGHTS": str(weights)}) as ports:
+        yield ports.settings(settings)
+
+
+@contextmanager
+def started_triton(settings: Settings, environment: Mapping[str, str]) -> Iterator[Ports]:
+    """The ports of a Triton of one's own, stopped at the end. environment: STUDENT_ variables of the model.
+
+    Downloads what is missing into the settings' data folder. Raises LocalStackError.
+    """
     assets = assets_folder(settings)
     assets.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix="personas-eval-"))
     (folder / "assets").symlink_to(assets)
-    environment: Mapping[str, str] = {} if weights is None else {"STUDENT_WEIGHTS": str(weights)}
     ports = free_ports()
     local = LocalStack(ports, folder, triton_environment=environment)
     try:
         with shown_progress() as progress:
             local.up(["triton"], progress)
-        yield ports.settings(settings)
+        yield ports
     finally:
         local.down()
         shutil.rmtree(folder, ignore_errors=True)

@@ -8,14 +8,10 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import cache
-from pathlib import Path
 from typing import Final
 
-import orjson
+from triton_models.distillation.pairs import PAIRS, read_pairs
 
-import triton_models
-
-PAIRS: Final = Path(triton_models.__file__).parent / "distillation" / "pairs"
 _WORD: Final = re.compile(r"[^\W_]+(?:['\u2019][^\W_]+)?")
 _SENTENCE: Final = re.compile(r"(?<=[.!?])\s+")
 _VOWELS: Final = re.compile(r"[aeiouy]+")
@@ -101,18 +97,9 @@ def common_words() -> frozenset[str]:
     Of the packaged texts that students learn from, which are written for other catalogues than those held out.
     """
     found: set[str] = set()
-    for path in sorted(PAIRS.glob("*.jsonl")):
-        for line in path.read_bytes().splitlines():
-            for text in _strings(orjson.loads(line)["answer"]):
-                tokens = _WORD.findall(text)
-                found.update(token.replace("\u2019", "'") for token in tokens if token[0].islower())
-                found.update(sentence.split()[0].casefold().strip(".,'") for sentence in sentences(text))
+    for pair in read_pairs([PAIRS]):
+        text = pair.text or ""
+        tokens = _WORD.findall(text)
+        found.update(token.replace("\u2019", "'") for token in tokens if token[0].islower())
+        found.update(sentence.split()[0].casefold().strip(".,'") for sentence in sentences(text))
     return frozenset(found) | FUNCTION_WORDS
-
-
-def _strings(value: object) -> list[str]:
-    if isinstance(value, str):
-        return [value]
-    if isinstance(value, dict):
-        return [text for item in value.values() for text in _strings(item)]
-    return [text for item in value for text in _strings(item)] if isinstance(value, list) else []

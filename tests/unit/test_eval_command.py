@@ -18,7 +18,7 @@ from agents.evaluation.hostile import packaged_twins
 from agents.evaluation.viewers import Platform, held_out_platforms
 from agents.settings import Settings
 from agents.student_client import ScriptedStudent
-from streams.prompts import Prompt, draft_answer
+from streams.prompts import Prompt, plain_answer
 from streams.records import encode
 from tests.evaluation_samples import WordEmbedder, sample_case
 
@@ -32,7 +32,7 @@ TWINS = 6
 class Student(ScriptedStudent):
     """In place of the Triton client; made from settings as it is."""
 
-    say = staticmethod(lambda prompt, seed: draft_answer(prompt))
+    say = staticmethod(lambda prompt, seed: plain_answer(prompt))
 
     def __init__(self, settings: Settings) -> None:
         super().__init__(lambda prompt, seed: Student.say(prompt, seed))
@@ -54,7 +54,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(stack, "started_student", started)
     monkeypatch.setattr("agents.student_client.TritonStudent", Student)
-    monkeypatch.setattr(Student, "say", staticmethod(lambda prompt, seed: draft_answer(prompt)))
+    monkeypatch.setattr(Student, "say", staticmethod(lambda prompt, seed: plain_answer(prompt)))
     monkeypatch.setattr(command, "_embedder", lambda settings: WordEmbedder())
     monkeypatch.setattr(run, "STREAM_VIEWERS", 20)
     monkeypatch.setattr(run, "STREAM_EDGES", (10, 20))
@@ -108,7 +108,7 @@ def test_the_last_line_is_the_figures(tmp_path: Path, quick: list[str]) -> None:
 
 def test_a_bad_student_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     def invent(prompt: Prompt, seed: int) -> str:
-        key = next(iter(orjson.loads(draft_answer(prompt))))
+        key = next(iter(orjson.loads(plain_answer(prompt))))
         return orjson.dumps({key: "Lives with Aunt Marguerite in Rome since 1999."}).decode()
 
     monkeypatch.setattr(Student, "say", staticmethod(invent))
@@ -184,7 +184,7 @@ def test_an_interrupt_stops_what_was_started(quick: list[str], monkeypatch: pyte
         if not asked:
             asked.append(prompt)
             signal.raise_signal(signal.SIGTERM)
-        return draft_answer(prompt)
+        return plain_answer(prompt)
 
     asked: list[Prompt] = []
 
