@@ -18,7 +18,7 @@ BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --no-input --require-hashes --only-binary=:all:
 PYTHONS := $(or $(PYTHON),python3.11 python3.12 python3 /usr/bin/python3.11 /usr/bin/python3.12 $(wildcard $(HOME)/.pyenv/versions/3.1[12].*/bin/python3))
 
-.PHONY: help setup demo test lint bench-drift bench-throughput bench-recovery bench-latency bench-novelty soak chaos student student-hf lock clean
+.PHONY: help setup demo test lint bench-drift bench-throughput bench-recovery bench-latency bench-novelty bench-student soak chaos student student-hf lock clean
 
 help:
 	@echo 'make demo [SECONDS=120]   the whole system on this machine, with simulated viewers'
@@ -29,6 +29,7 @@ help:
 	@echo 'make bench-recovery       a million viewers back from the changelog, and from a store on disk'
 	@echo 'make bench-latency        from a watch event to its refresh request'
 	@echo 'make bench-novelty        whether viewers take up the topics proposed to them'
+	@echo 'make bench-student        personas a second, beside llama.cpp, which it builds (cmake, g++; 20 to 40 minutes)'
 	@echo 'make chaos [SEED=1]       kills, pauses and refusals, compared with a plain count of the log (half an hour)'
 	@echo 'make soak                 30 minutes at 20,000 events a second, with kills'
 	@echo 'make setup                what the others need: .venv, jars, weights (PYTHON=... chooses the Python)'
@@ -65,6 +66,9 @@ bench-latency: setup .venv/.stamp-dev
 
 bench-novelty: setup .venv/.stamp-dev
 	@exec $(BIN)/python -m benchmarks.novelty $(if $(SEED),--first-seed $(SEED))
+
+bench-student: setup .venv/.stamp-dev
+	@exec $(BIN)/python -m benchmarks.student
 
 soak: setup .venv/.stamp-dev
 	@exec $(BIN)/python -m benchmarks.soak $(if $(SEED),--seed $(SEED))
