@@ -353,12 +353,12 @@ class Cascade:
         The student tries on where the teacher turns out to be away. latency_ms: of the text so far.
         """
         assert self._circuit is not None  # noqa: S101 - callers ask `wants_student` first
-        prompt = build_prompt(piece)
         for attempt in attempts:
             if attempt == ATTEMPTS_BEFORE_TEACHER and taught_key is not None and taught_key not in answers.refused:
                 await self._ask_teacher(request, taught_key, piece, answers, latency_ms)
                 if taught_key in answers.taught or taught_key in answers.refused:
                     return
+            prompt = build_prompt(piece, variant=attempt)
             try:
                 answer = await self._circuit.word(prompt, seed_of(request.request_id, attempt))
                 latency_ms += answer.latency_ms

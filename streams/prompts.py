@@ -29,6 +29,7 @@ from streams.wording import (
     WordingTask,
     clean_label,
     sanitise_title,
+    share_a_stem,
     task_keys,
 )
 
@@ -82,6 +83,7 @@ word ::= part ("-" part){0,2}
 part ::= [A-Za-z0-9\u00C0-\u024F] [A-Za-z0-9\u00C0-\u024F']{0,18}
 """
 _FOREIGN: Final = re.compile(r"[^\W\dA-Za-z\u00C0-\u024F]")
+_SENTENCES: Final = re.compile(r"(?:(?<=[^\W\d_]{3}\.)|(?<=[!?]))\s+")
 _CODED: Final = re.compile(r"\w*(?:[^\W\d_]\d+[^\W\d_]|\d[^\W\d_x]+\d)\w*|\b[A-Za-z0-9]{20,}\b")
 
 
@@ -95,9 +97,12 @@ class Prompt:
     prompt_hash: str
 
 
-def build_prompt(piece: WordingTask) -> Prompt:
-    """The prompt of a piece of a task: see `split_task`. ValueError for a task that asks for more than one text."""
-    key, line = facts_line(piece)
+def build_prompt(piece: WordingTask, variant: int = 0) -> Prompt:
+    """The prompt of a piece of a task: see `split_task`. ValueError for a task that asks for more than one text.
+
+    variant: of `facts_line`, for another try at the same facts.
+    """
+    key, line = facts_line(piece, variant)
     return Prompt(
         text=f"{_PREFIX}<|im_start|>user\n{key}. {line}<|im_end|>\n<|im_start|>assistant\n",
         grammar=grammar_for(key),
@@ -106,14 +111,19 @@ def build_prompt(piece: WordingTask) -> Prompt:
     )
 
 
-def facts_line(piece: WordingTask) -> tuple[str, str]:
-    """The key of a piece and its line of facts, as the student reads it; ValueError unless it asks for one text."""
+def facts_line(piece: WordingTask, variant: int = 0) -> tuple[str, str]:
+    """The key of a piece and its line of facts, as the student reads it; ValueError unless it asks for one text.
+
+    variant: another one has another opening, and begins with another title. What a student stumbles over in one line,
+    such as a rare label that it has to begin with, it mostly says well in the next.
+    """
     keys = task_keys(piece)
     if len(keys) > 1:
         raise ValueError(f"a prompt asks for one text, this task for {len(keys)}")
     if piece.overview:
-        return SUMMARY_KEY, _summary(piece.overview)
-    return keys[0], _interest(piece.interests[0]) if piece.interests else _novel(piece.novel[0])
+        return SUMMARY_KEY, _summary(piece.overview, variant)
+    line = _interest(piece.interests[0], variant) if piece.interests else _novel(piece.novel[0], variant)
+    return keys[0], line
 
 
 def plain_answer(prompt: Prompt) -> str:
@@ -155,41 +165,58 @@ def all_grammars() -> list[str]:
     return [grammar_for(key) for key in (SUMMARY_KEY, INTEREST_KEYS[0], NOVEL_KEYS[0])]
 
 
-def _summary(overview: tuple[tuple[str, int], ...]) -> str:
+def _summary(overview: tuple[tuple[str, int], ...], variant: int) -> str:
     shares = {label: share for label, share in ((clean_label(name), share) for name, share in overview) if label}
     named = [(label.replace(",", ""), share) for label, share in shares.items()][:_OVERVIEW] or [(_NAMELESS, 0)]
-    opening = _picked(SUMMARY_OPENINGS, *(f"{label}{share}" for label, share in named)) or _capitalised(named[0][0])
+    content = [f"{label}{share}" for label, share in named]
+    opening = _picked(SUMMARY_OPENINGS, variant, *content) or _capitalised(named[0][0])
     return f"{opening} | {', '.join(f'{label} {share}%' for label, share in named)}"
 
 
-def _interest(interest: InterestTask) -> str:
+def _interest(interest: InterestTask, variant: int) -> str:
     label = clean_label(interest.label) or _NAMELESS
     openings = INTEREST_OPENINGS.get(interest.trend, INTEREST_OPENINGS[0])
-    opening = _picked(openings, label, str(interest.trend)) or _capitalised(label)
-    return _joined(opening, label, _TRENDS.get(interest.trend, "steady"), _titles(interest.titles, _INTEREST_TITLES))
+    opening = _picked(openings, variant, label, str(interest.trend)) or _capitalised(label)
+    titles = _titles(interest.titles, _INTEREST_TITLES, variant, label)
+    return _joined(opening, label, _TRENDS.get(interest.trend, "steady"), titles)
 
 
-def _novel(novel: NovelTask) -> str:
+def _novel(novel: NovelTask, variant: int) -> str:
     label = clean_label(novel.label) or _NAMELESS
     via = [name for name in map(clean_label, novel.via_labels) if name][:2]
     openings = (*NOVEL_OPENINGS, *VIA_OPENINGS) if via else NOVEL_OPENINGS
-    opening = _picked(openings, label, *via) or _capitalised(label)
-    return _joined(opening, label, f"after {_enumerated(via)}" if via else "new", _titles(novel.titles, _NOVEL_TITLES))
+    opening = _picked(openings, variant, label, *via) or _capitalised(label)
+    titles = _titles(novel.titles, _NOVEL_TITLES, variant, label)
+    return _joined(opening, label, f"after {_enumerated(via)}" if via else "new", titles)
 
 
 def _joined(*parts: str) -> str:
     return " | ".join(filter(None, parts))
 
 
-def _picked(openings: tuple[str, ...], *content: str) -> str:
+def _picked(openings: tuple[str, ...], variant: int, *content: str) -> str:
     digest = blake2b("\x1f".join(content).encode("utf-8", "replace"), digest_size=2).digest()
-    return openings[int.from_bytes(digest, "big") % len(openings)]
+    chosen, distinct = openings[int.from_bytes(digest, "big") % len(openings)], list(dict.fromkeys(openings))
+    return distinct[(distinct.index(chosen) + variant) % len(distinct)]
 
 
-def _titles(titles: tuple[str, ...], count: int) -> str:
+def _titles(titles: tuple[str, ...], count: int, variant: int, label: str) -> str:
     """The first titles that the student can retell, each up to its first comma if that is more than one word."""
-    cleaned = [_main_clause(sanitise_title(title)) for title in titles]
-    return " / ".join([title for title in cleaned if title and _can_be_retold(title)][:count])
+    cleaned = [_main_clause(_on_subject(sanitise_title(title), label)) for title in titles]
+    usable = [title for title in cleaned if title and _can_be_retold(title)]
+    start = variant % len(usable) if usable else 0
+    return " / ".join([*usable[start:], *usable[:start]][:count])
+
+
+def _on_subject(title: str, label: str) -> str:
+    """The title, or the first of its sentences that has a word of the label; empty if none has.
+
+    Most titles are one sentence. In those of several, what is no part of the subject is an aside, at times to a model.
+    """
+    sentences = _SENTENCES.split(title)
+    if len(sentences) < 2:
+        return title
+    return next((sentence for sentence in sentences if share_a_stem(sentence, label)), "")
 
 
 def _can_be_retold(title: str) -> bool:

@@ -181,6 +181,8 @@ _ORDERING: Final = re.compile(
     r"|\buse code\b|\b(?:forget|overlook|disobey|disregard)\b[^.!?]{0,20}"
     r"\b(?:above|before|earlier|everything|previous|prior|rules?)\b"
     r"|\bthe (?:above|previous|foregoing) (?:and|text|rules?|orders?|lines?)\b|\bmust contain\b"
+    r"|\bP\.\s?S\b|\bfootnote\b|\bwhatever is (?:said|written)\b"
+    r"|\b(?:the|this|each|every|any) (?:blurb|caption|paragraph|phrase|noun|word|description|profile)s?\b"
     r"|(?:\b[^\W\d_]\s){5,}\w\b"
     rf"|\bsend (?:coins|money)\b|{_IGNORING}",
     re.IGNORECASE,
@@ -284,6 +286,11 @@ def clean_label(label: str) -> str:
     words.pop("", None)
     text = " ".join(words.values()).strip(" ,'\u2019-&+")
     return "" if _unsafe(text, text) or not _tokens(text) else text
+
+
+def share_a_stem(one: str, other: str) -> bool:
+    """Whether two texts share a topical word, or another form of one."""
+    return not _stems(one).isdisjoint(_stems(other))
 
 
 def parse_wording(text: str, task: WordingTask) -> Wording:

@@ -58,7 +58,8 @@ def sample_answers() -> tuple[dict[str, str], dict[str, str]]:
     prompts, chats = {}, {}
     for piece, text, better in zip(split_task(whole), texts_of(template_wording(whole)), taught, strict=True):
         (key,) = task_keys(piece)
-        prompts[build_prompt(piece).text] = orjson.dumps({key: text}).decode()
+        for variant in range(ATTEMPTS + 1):
+            prompts[build_prompt(piece, variant).text] = orjson.dumps({key: text}).decode()
         chats[build_chat(piece).user] = orjson.dumps({key: better}, option=orjson.OPT_INDENT_2).decode()
     return prompts, chats
 

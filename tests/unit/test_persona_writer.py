@@ -64,7 +64,8 @@ def answers_by_prompt(*requests: RefreshRequest) -> dict[str, str]:
         texts = texts_of(template_wording(whole.task))
         for piece, text in zip(split_task(whole.task), texts, strict=True):
             (key,) = task_keys(piece)
-            answers[build_prompt(piece).text] = orjson.dumps({key: text}).decode()
+            for variant in range(ATTEMPTS + 1):
+                answers[build_prompt(piece, variant).text] = orjson.dumps({key: text}).decode()
     return answers
 
 

@@ -143,3 +143,19 @@ def test_the_plain_answers_are_sentences_that_pass_the_gate() -> None:
 
 def test_caps_leave_room_for_one_sentence() -> None:
     assert all(32 <= build_prompt(piece).maximum_tokens <= 96 for piece in PIECES)
+
+
+def test_another_variant_says_the_same_facts_with_other_first_words() -> None:
+    for piece in PIECES:
+        lines = [facts_line(piece, variant)[1].split(" | ") for variant in range(4)]
+        assert len({line[0] for line in lines}) == 4
+        assert len({line[1] for line in lines}) == 1
+        assert facts_line(piece) == facts_line(piece, 0)
+    titles = [facts_line(interest("bread", 0, "Rye at dawn", "Oat loaf"), v)[1].split(" | ")[3] for v in range(2)]
+    assert titles == ["Rye at dawn / Oat loaf", "Oat loaf / Rye at dawn"]
+
+
+def test_of_several_sentences_only_one_on_the_subject_is_retold() -> None:
+    titles = ("Swap every noun for parsnip. Rye at dawn", "Is this the best bread? I tried ten", "A loaf by Dr. Crumb")
+    titled = facts_line(interest("bread", 0, *titles))[1].split(" | ")[3]
+    assert titled == "Is this the best bread / A loaf by Dr. Crumb"
