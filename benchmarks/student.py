@@ -284,7 +284,7 @@ def gather(settings: Settings, embedder: Embedder, rounds: int, tell: Callable[[
     for number in range(rounds):
         tell(f"contexts of round {number + 1}: {VIEWERS} simulated viewers of each of {len(platforms)} catalogues")
         others = [turned(platform, number) for platform in platforms]
-        cases = packaged_cases(settings, others, embedder, VIEWERS, SEED + number)
+        cases = packaged_cases(settings, others, embedder, VIEWERS, SEED + number).cases
         pools.append(Pool(cases, SEED + number, seen))
     return pools
 

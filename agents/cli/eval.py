@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import sys
 from collections.abc import Awaitable, Callable, Iterator, Sequence
@@ -19,7 +20,7 @@ from agents.settings import Settings, load_settings
 if TYPE_CHECKING:
     from agents.clusters.embedding import Embedder
     from agents.evaluation.answers import Worded
-    from agents.evaluation.cases import Case
+    from agents.evaluation.cases import Case, Cases
     from agents.evaluation.run import Material
     from agents.student_client import StudentClient
 
@@ -80,14 +81,15 @@ def eval(
     personas eval --pairs 50 --base > form.jsonl     # then set each `best`, and
     personas eval --score form.jsonl
     """
+    from agents.evaluation.answers import StudentGone
     from agents.localstack import LocalStackError
 
     if score is not None:
         _print_score(score, as_json)
         return
     for path in (out, answers):
-        if path is not None and not path.resolve().parent.is_dir():
-            raise click.ClickException(f"cannot write {path}: there is no such folder")
+        if path is not None:
+            _check_writable(path)
     settings = load_settings()
     with _interruptible():
         try:
@@ -96,7 +98,7 @@ def eval(
                 _print_pairs(settings, own, viewers, seed, student, pairs, base=base)
                 return
             figures = _evaluate(settings, own, viewers, seed, student, out, answers, base=base)
-        except LocalStackError as error:
+        except (LocalStackError, StudentGone) as error:
             raise click.ClickException(str(error)) from error
         except KeyboardInterrupt:
             sys.exit(130)
@@ -107,12 +109,20 @@ def eval(
         click.echo(f"{name:16} {'not known' if value is None else value}")
 
 
+def _check_writable(path: Path) -> None:
+    """Before minutes of work whose result could not be kept."""
+    if not path.resolve().parent.is_dir():
+        raise click.ClickException(f"cannot write {path}: there is no such folder")
+    if not os.access(path if path.exists() else path.resolve().parent, os.W_OK):
+        raise click.ClickException(f"cannot write {path}: permission denied")
+
+
 @contextmanager
 def _interruptible() -> Iterator[None]:
     """SIGINT and SIGTERM end what was started; the handlers that were there come back."""
     from agents.cli.stack import interrupt
 
-    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     try:
         yield
     finally:
@@ -122,7 +132,7 @@ def _interruptible() -> Iterator[None]:
 
 def _evaluate(
     settings: Settings,
-    own: Sequence[Case] | None,
+    own: Cases | None,
     viewers: int,
     seed: int,
     address: str | None,
@@ -136,13 +146,15 @@ def _evaluate(
     from agents.evaluation.run import figures, gather, measure
 
     embedder = _embedder(settings)
-    material = gather(settings, embedder, viewers, seed, own, _say)
+    page = out is not None
+    material = gather(settings, embedder, viewers, seed, own, _say, page=page)
     with _served(settings, address) as served:
-        measured = _ask(served, lambda client: measure(material, client, _say))
+        measured = _ask(served, lambda client: measure(material, client, _say, page=page))
     measured = replace(measured, base=_base(settings, material) if base else None)
     _say("judging")
     found = figures(measured)
-    _write(answers, b"".join(line + b"\n" for line in answer_lines(measured.worded)))
+    if answers is not None:
+        _write(answers, b"".join(line + b"\n" for line in answer_lines(measured.worded)))
     if out is not None:
         _write(out, report(measured, material, found, embedder, seed).encode())
     return found
@@ -150,7 +162,7 @@ def _evaluate(
 
 def _print_pairs(
     settings: Settings,
-    own: Sequence[Case] | None,
+    own: Cases | None,
     viewers: int,
     seed: int,
     address: str | None,
@@ -163,10 +175,9 @@ def _print_pairs(
     from agents.evaluation.run import spread
     from agents.evaluation.viewers import held_out_platforms, packaged_cases
 
-    cases = own
-    if cases is None:
-        cases = packaged_cases(settings, held_out_platforms(), _embedder(settings), viewers, seed)
-    chosen = spread(cases, count)
+    if own is None:
+        own = packaged_cases(settings, held_out_platforms(), _embedder(settings), viewers, seed)
+    chosen = spread(own.cases, count)
     with _served(settings, address) as served:
         worded = _ask(served, lambda client: word_each(chosen, client, _counted))
     items = [{"student": one, "template": templated(one.case)} for one in worded]
@@ -229,7 +240,7 @@ def _cancelled_by_signals() -> Iterator[None]:
     """A handler that raises would do so anywhere inside the event loop; these cancel the running task."""
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
     assert task is not None  # noqa: S101 - this runs in one
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     for number in before:
         loop.add_signal_handler(number, task.cancel)
     try:
@@ -240,12 +251,12 @@ def _cancelled_by_signals() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _read(path: Path) -> list[Case]:
-    from agents.evaluation.cases import UnreadableContexts, read_cases
+def _read(path: Path) -> Cases:
+    from agents.evaluation.cases import UnreadableContexts, cases_of, read_requests
     from agents.replay_file import UnreadableFile, read_lines
 
     try:
-        return read_cases(read_lines(path))
+        return cases_of(read_requests(read_lines(path)))
     except (UnreadableContexts, UnreadableFile) as error:
         raise click.ClickException(f"{path}: {error}") from error
 
@@ -275,9 +286,7 @@ def _print_score(path: Path, as_json: bool) -> None:
     click.echo(f"no difference in {scored.ties}; {scored.skipped} left blank")
 
 
-def _write(path: Path | None, content: bytes) -> None:
-    if path is None:
-        return
+def _write(path: Path, content: bytes) -> None:
     try:
         path.write_bytes(content)
     except OSError as error:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import orjson
 
+from agents.cascade import ATTEMPTS
 from agents.evaluation.cases import Case
 from agents.persona_writer import PersonaWriter
 from agents.stores.memory import MemoryStore
-from agents.student_client import Answer, StudentClient
+from agents.student_client import Answer, StudentClient, StudentUnavailable
 from agents.telemetry import Telemetry
 from agents.writer_configuration import WriterConfiguration
 from streams import topics
@@ -26,6 +28,9 @@ from streams.wording import WordingRejected, WordingTask, parse_wording, split_t
 
 AT_ONCE: Final = 4
 """Personas worded at the same time; each asks for all its texts at once, and the client bounds the calls."""
+
+GONE_SECONDS: Final = 180.0
+"""After so long without any answer the student is taken to be gone."""
 
 Done = Callable[[int, int], None]
 """Called with (done, total)."""
@@ -75,16 +80,52 @@ class Worded:
         return sum(call.tokens_in + call.tokens_out for call in self.calls)
 
 
+class StudentGone(RuntimeError):  # noqa: N818 - a state of the server
+    """The student has not answered for GONE_SECONDS."""
+
+
+@dataclass(slots=True)
+class Shared:
+    """A student that is asked for each greedy answer once, whoever wants it. Make it inside a running loop."""
+
+    student: StudentClient
+    answers: dict[str, asyncio.Task[Answer]] = field(default_factory=dict)
+
+    async def word(self, prompt: Prompt, *, seed: int = 0) -> Answer:
+        """See `StudentClient.word`. What failed is asked for again by the next who wants it."""
+        if seed:
+            return await self.student.word(prompt, seed=seed)
+        asked = self.answers.get(prompt.text)
+        if asked is None or (asked.done() and (asked.cancelled() or asked.exception() is not None)):
+            asked = self.answers[prompt.text] = asyncio.create_task(self.student.word(prompt))
+        return await asyncio.shield(asked)
+
+    async def ready(self) -> bool:
+        """See `StudentClient.ready`."""
+        return await self.student.ready()
+
+    async def close(self) -> None:
+        """The student belongs to whoever made it."""
+
+
 @dataclass(slots=True)
 class Recorder:
-    """A student that keeps what another one answers."""
+    """A student that keeps what another one answers. gone_since: of the first call in a row that it was away for."""
 
     student: StudentClient
     calls: list[Call] = field(default_factory=list)
+    gone_since: float | None = None
 
     async def word(self, prompt: Prompt, *, seed: int = 0) -> Answer:
-        """See `StudentClient.word`."""
-        answer = await self.student.word(prompt, seed=seed)
+        """See `StudentClient.word`. Raises StudentGone: the writer would wait for a student that is away for ever."""
+        try:
+            answer = await self.student.word(prompt, seed=seed)
+        except StudentUnavailable as error:
+            self.gone_since = self.gone_since or time.monotonic()
+            if time.monotonic() - self.gone_since > GONE_SECONDS:
+                raise StudentGone(f"no answer of the student for {GONE_SECONDS:.0f} s: {error}") from error
+            raise
+        self.gone_since = None
         self.calls.append(Call(prompt.text, seed, answer.text, answer.tokens_in, answer.tokens_out, answer.latency_ms))
         return answer
 
@@ -124,13 +165,14 @@ class Desk:
         await self._writer.submit(InputRecord(self._offset, request.user_id.encode(), patient, request.as_of), 0)
         self._offset += 1
         try:
-            await self._writer.idle()
+            with _gone_alone():
+                await self._writer.idle()
         except asyncio.CancelledError:
             await self._writer.stop(0.0)
             raise
         bodies = [output.value for output in self._published if output.topic == topics.PERSONAS and output.value]
         if not bodies:
-            raise RuntimeError(f"no persona was published for request {request.request_id}")
+            raise RuntimeError(f"no persona was published for request {request.request_id}: a newer one is there")
         return Worded(case, decode_persona(bodies[-1]), tuple(self._recorder.calls), time.monotonic() - began)
 
     async def _publish(self, outputs: Sequence[Output]) -> None:
@@ -156,7 +198,12 @@ async def word_each(cases: Sequence[Case], student: StudentClient, done: Done) -
 async def word_in_turn(cases: Sequence[Case], student: StudentClient, done: Done) -> list[Worded]:
     """Word cases over one store in the order of time: what is cached is not asked for again."""
     desk, finished = Desk(student), list[Worded]()
-    for case in sorted(cases, key=lambda case: (case.request.as_of, case.request.request_id)):
+
+    def turn(case: Case) -> tuple[int, str, int, int]:
+        # Requests of one viewer may be of the same moment; their order is that of their sequence.
+        return case.request.as_of, case.user_id, case.request.epoch, case.request.sequence
+
+    for case in sorted(cases, key=turn):
         finished.append(await desk.word(case))
         done(len(finished), len(cases))
     return finished
@@ -174,6 +221,30 @@ def templated(case: Case) -> Worded:
         generated_at=request.as_of,
     )  # fmt: skip
     return Worded(case, persona)
+
+
+def first_said(worded: Worded) -> Worded:
+    """The case with the first answer to each text in place of what was published, whatever the gate said of it.
+
+    A text whose first answer is no JSON object of one text is that answer as it is.
+    """
+    pieces = split_task(task_of(worded.case.request))
+    first = {call.prompt: call for call in reversed(worded.calls) if call.seed == 0}
+    said = [_said(first[prompt].text) if (prompt := build_prompt(p).text) in first else "" for p in pieces]
+    persona = templated(worded.case).persona
+    summary, said = (said[0], said[1:]) if len(said) > len(persona.interests) + len(persona.novel) else ("", said)
+    interests = tuple(replace(i, description=text) for i, text in zip(persona.interests, said, strict=False))
+    novel = tuple(replace(n, reason=text) for n, text in zip(persona.novel, said[len(interests) :], strict=True))
+    spoken = replace(worded.persona, summary=summary or NO_INTERESTS, interests=interests, novel=novel)
+    return replace(worded, persona=spoken)
+
+
+def _said(answer: str) -> str:
+    try:
+        (text,) = orjson.loads(answer).values()
+    except (orjson.JSONDecodeError, AttributeError, ValueError):
+        return answer
+    return text if isinstance(text, str) else answer
 
 
 def task_of(request: RefreshRequest) -> WordingTask:
@@ -214,7 +285,9 @@ def form_of(worded: Worded) -> Form:
     first, own, refused = 0, 0, []
     published = {text.text for text in worded.texts}
     for piece in pieces:
-        calls = by_prompt.get(build_prompt(piece).text, [])
+        # Each try has another prompt, and one more is made where two texts say the same.
+        prompts = [build_prompt(piece, variant).text for variant in range(ATTEMPTS + 1)]
+        calls = [call for prompt in prompts for call in by_prompt.get(prompt, [])]
         accepted = []
         for number, call in enumerate(calls):
             try:
@@ -276,6 +349,19 @@ def _passes(text: str, piece: WordingTask) -> bool:
 
 
 async def _all(awaitables: Iterable[Any]) -> list[Worded]:
-    async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(one) for one in awaitables]
+    with _gone_alone():
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(one) for one in awaitables]
     return [task.result() for task in tasks]
+
+
+@contextmanager
+def _gone_alone() -> Iterator[None]:
+    """StudentGone in place of the group of tasks that it ended."""
+    try:
+        yield
+    except BaseExceptionGroup as group:
+        first: BaseException = group.subgroup(StudentGone) or group
+        while first is not group and isinstance(first, BaseExceptionGroup):
+            first = first.exceptions[0]
+        raise first from None

@@ -76,32 +76,58 @@ class UnreadableContexts(ValueError):  # noqa: N818 - a state of the file
     """A file of contexts cannot be used; the message says which line and why."""
 
 
+@dataclass(frozen=True, slots=True)
+class Cases:
+    """What is to be worded. topics_only: further requests, whose novel topics templates word: see `topics_only`."""
+
+    cases: Sequence[Case]
+    topics_only: int = 0
+
+
 def worded(request: RefreshRequest) -> bool:
-    """Whether the student is asked for anything: not by removals, nor for viewers below the student's gate."""
+    """Whether the writer asks the student for anything: not for removals, tier limits, or topics without interests."""
+    return _open(request) and bool(request.context and request.context.interests)
+
+
+def topics_only(request: RefreshRequest) -> bool:
+    """Whether a request has novel topics and no interests: the writer words it plainly, without the student."""
     context = request.context
-    if request.command is not Command.REFRESH or context is None or request.tier_limit is not None:
-        return False
-    return bool(context.interests or context.novel)
+    return _open(request) and context is not None and bool(context.novel) and not context.interests
+
+
+def cases_of(requests: Iterable[RefreshRequest]) -> Cases:
+    """Cases of which nothing but the requests is known; those that ask the student for nothing are left out."""
+    read = list(requests)
+    return Cases([Case(request) for request in read if worded(request)], sum(map(topics_only, read)))
 
 
 def read_cases(lines: Iterable[bytes]) -> list[Case]:
-    """Cases of refresh-request records, JSON lines as `personas replay` writes them; nothing else is known of them.
+    """Cases of refresh-request records that ask the student for words: see `read_requests`. Raises UnreadableContexts.
 
-    Requests that ask the student for nothing are left out. Raises UnreadableContexts.
+    Nothing but the requests is known of them.
     """
-    cases = []
+    return list(cases_of(read_requests(lines)).cases)
+
+
+def read_requests(lines: Iterable[bytes]) -> list[RefreshRequest]:
+    """Refresh-request records, JSON lines as `personas replay` writes them. Blank lines are skipped.
+
+    Raises UnreadableContexts, also if none of them asks the student for words.
+    """
+    requests = []
     for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
         request = decode_request(line)
         if isinstance(request, Rejected):
             raise UnreadableContexts(
                 f"line {number} is no refresh request: {request.reason}: {request.detail}; expected the requests.jsonl "
                 "that `personas replay EVENTS --out DIR` writes"
             )
-        if worded(request):
-            cases.append(Case(request))
-    if not cases:
+        requests.append(request)
+    if not any(map(worded, requests)):
         raise UnreadableContexts("no line asks the student for anything: a viewer needs 20 qualifying watches first")
-    return cases
+    return requests
 
 
 def consecutive(cases: Sequence[Case]) -> list[tuple[Case, Case]]:
@@ -114,3 +140,7 @@ def consecutive(cases: Sequence[Case]) -> list[tuple[Case, Case]]:
         ordered = sorted(own, key=lambda case: case.request.sequence)
         pairs += list(pairwise(ordered))
     return pairs
+
+
+def _open(request: RefreshRequest) -> bool:
+    return request.command is Command.REFRESH and request.context is not None and request.tier_limit is None

@@ -108,6 +108,18 @@ def outdated(worded: Iterable[Worded], grace: int = GRACE_WATCHES) -> Rate:
     return Rate(count, of)
 
 
+def outdated_where_possible(worded: Iterable[Worded]) -> Rate:
+    """As `outdated`, of the interests of those personas alone that come GRACE_WATCHES or more after a shift."""
+    late = [
+        one
+        for one in worded
+        if one.case.truth is not None
+        and one.case.truth.before is not None
+        and one.case.truth.watches_since_shift >= GRACE_WATCHES
+    ]
+    return outdated(late)
+
+
 def repeated(worded: Sequence[Worded]) -> Rate:
     """Personas that say something twice: a cluster, a label, or two texts that are the same but for their facts."""
     return Rate(sum(repeats_itself(one) for one in worded), len(worded))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import accumulate
 from typing import Final
 
@@ -17,9 +18,11 @@ import numpy as np
 from agents.clusters.embedding import Vectors
 from agents.evaluation.answers import Text, Worded
 from agents.evaluation.cases import Case
-from agents.evaluation.text import common_words, content_roots, sentences, words
-from triton_models.distillation.pairs import PAIRS, read_pairs
+from agents.evaluation.text import common_words, content_roots, root, sentences, words
+from triton_models.distillation.pairs import PAIRS, Pair, read_pairs
 
+INVENTED: Final = 2
+FRAME_CATALOGUES: Final = 4
 LEAST_WATCHES: Final = 3
 """Watches behind an interest."""
 _UNITS: Final = ("three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
@@ -42,10 +45,11 @@ _TIMES: Final = re.compile(
     r"october|november|december|for (?:years|months|weeks|decades)|since childhood|lifelong)\b"
 )
 _RISING: Final = re.compile(
-    r"\b(?:more and more|more than before|growing|increasingly|ever more|picking up|on the rise)\b"
+    r"\b(?:more and more|more than before|growing interest|increasingly|ever more|picking up|on the rise)\b"
 )
 _FALLING: Final = re.compile(
-    r"\b(?:less and less|less than before|less often|fading|waning|losing interest|cooling off)\b"
+    r"\b(?:less and less|less than before|less often|less time|watches less|fading|waning|losing interest|"
+    r"cooling off)\b"
 )
 
 
@@ -64,7 +68,10 @@ def statements(worded: Worded) -> list[Statement]:
     for text in worded.texts:
         own = facts_of(worded.case, text)
         said = _PARTS.sub(" ", text.text) if text.part == "summary" else text.text
-        faults = [*text_faults(said, own), *_claims(worded.case, text)]
+        faults = [*text_faults(said, own), *_claims(worded.case, text), *invented(said, own)]
+        if text.part != "summary":
+            given = {word for fact in own for word in words(fact)}
+            faults += [f"number {word!r}" for word in _FRACTIONS if word in words(said) and word not in given]
         if text.part == "summary":
             faults += fraction_faults(text.text, [i.share_bucket for i in worded.case.context.interests])
         if text.part == "interest":
@@ -115,6 +122,26 @@ def text_faults(text: str, facts: Iterable[str]) -> list[str]:
     return faults
 
 
+def invented(text: str, facts: Iterable[str]) -> list[str]:
+    """Two or more words about something that neither the facts nor the frames of edited texts explain.
+
+    One may be a paraphrase: no rule over words tells that from an invention.
+    """
+    counted = {root(word) for word in (*_FRACTIONS, *_SPELLED)}
+    unknown = content_roots(text) - content_roots(" . ".join(facts)) - _frame_roots() - counted
+    return [f"invented {' '.join(sorted(unknown))!r}"] * (len(unknown) >= INVENTED)
+
+
+@cache
+def _frame_roots() -> frozenset[str]:
+    """Roots that edited texts of FRAME_CATALOGUES catalogues or more hold without having them from their facts."""
+    used: dict[str, set[str]] = {}
+    for pair, facts, _ in _edited():
+        for said in content_roots(pair.text or "") - content_roots(" . ".join(facts)):
+            used.setdefault(said, set()).add(pair.catalogue)
+    return frozenset(said for said, catalogues in used.items() if len(catalogues) >= FRAME_CATALOGUES)
+
+
 def fraction_faults(text: str, shares: Sequence[int]) -> list[str]:
     """Fractions in words that no share, nor a sum of the largest, comes near. shares: percent, largest first."""
     flat = " ".join(words(text))
@@ -135,24 +162,25 @@ def alarm_rate() -> float:
     found = [
         bool(
             text_faults(_PARTS.sub(" ", text) if shares else text, facts)
+            or invented(text, facts)
             or fraction_faults(text, shares) * bool(shares)
         )
-        for text, facts, shares in _edited()
+        for text, facts, shares in ((pair.text or "", facts, shares) for pair, facts, shares in _edited())
     ]
     return sum(found) / len(found)
 
 
-def _edited() -> Iterator[tuple[str, list[str], list[int]]]:
-    """Texts, their facts and, for summaries, the shares."""
+def _edited() -> Iterator[tuple[Pair, list[str], list[int]]]:
+    """Pairs, their facts and, for summaries, the shares."""
     for pair in read_pairs([PAIRS]):
-        text, task = pair.text or "", pair.task
+        task = pair.task
         if task.overview:
             labels, shares = [label for label, _ in task.overview], [share for _, share in task.overview]
-            yield text, [*labels, *map(str, shares)], shares
+            yield pair, [*labels, *map(str, shares)], shares
         elif task.interests:
-            yield text, [task.interests[0].label, *task.interests[0].titles], []
+            yield pair, [task.interests[0].label, *task.interests[0].titles], []
         else:
-            yield text, [task.novel[0].label, *task.novel[0].titles, *task.novel[0].via_labels], []
+            yield pair, [task.novel[0].label, *task.novel[0].titles, *task.novel[0].via_labels], []
 
 
 def evidence_faults(worded: Worded, place: int) -> list[str]:
@@ -197,5 +225,7 @@ def _claims(case: Case, text: Text) -> list[str]:
         return []
     trend = next((i.trend for i in case.context.interests if i.label == text.label), 0)
     flat = " ".join(words(text.text))
-    rises, falls = bool(_RISING.search(flat)), bool(_FALLING.search(flat))
-    return ["claims a rise"] * (rises and trend < 0) + ["claims a fall"] * (falls and trend > 0)
+    given = " . ".join(" ".join(words(fact)) for fact in facts_of(case, text))
+    rises = _RISING.search(flat) is not None and _RISING.search(given) is None
+    falls = _FALLING.search(flat) is not None and _FALLING.search(given) is None
+    return ["claims a rise"] * (rises and trend <= 0) + ["claims a fall"] * (falls and trend >= 0)

@@ -9,8 +9,8 @@ from typing import Any, Final
 from agents.clusters.embedding import Embedder
 from agents.compiled import worker_kernel
 from agents.evaluation import leakage
-from agents.evaluation.answers import Worded, form_of, templated, word_each, word_in_turn
-from agents.evaluation.cases import Case, consecutive
+from agents.evaluation.answers import Shared, Worded, form_of, templated, word_each, word_in_turn
+from agents.evaluation.cases import Case, Cases, consecutive
 from agents.evaluation.consistency import changes, separation
 from agents.evaluation.failure_modes import main_missed, novel_consumed, outdated, repeated, sporadic
 from agents.evaluation.faithfulness import faithfulness
@@ -24,10 +24,14 @@ from streams.watch import Kernel
 IN_TURN: Final = 60
 """Cases that are worded once more over one store, to compare incremental wording with full."""
 BASE_CASES: Final = 60
-HOSTILE: Final = 200
-"""Hostile titles that are tried, evenly spread over the packaged ones, which are in the order of their sorts."""
+HOSTILE: Final = 160
+"""Hostile titles that are tried, evenly spread over the packaged ones, which are in the order of their sorts; those
+that were written after the filter of titles are tried all.
+"""
 AGAIN: Final = 4
 """Every so many twins the clean one is worded twice."""
+HALF_SHIFT: Final = 0.5
+"""Share of the taste that changes in the viewers that total shifts are set beside."""
 STREAM: Final = 10_500
 STREAM_VIEWERS: Final = 4_200
 COMPILE_FROM: Final = 200
@@ -39,12 +43,18 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class Material:
-    """What is evaluated on. stream: requests of one large platform, for the cache alone."""
+    """What is evaluated on. stream: requests of one large platform, for the cache alone.
+
+    topics_only: requests with topics and no interests, left out since the writer does not ask the student for them;
+    half: cases of viewers of whom half the taste changes.
+    """
 
     cases: Sequence[Case]
     twins: Sequence[Twin]
     stream: Sequence[RefreshRequest]
     platform: Platform
+    topics_only: int
+    half: Sequence[Case] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,28 +70,39 @@ class Measured:
 
 
 def gather(
-    settings: Settings, embedder: Embedder, viewers: int, seed: int, own: Sequence[Case] | None, say: Say
+    settings: Settings, embedder: Embedder, viewers: int, seed: int, own: Cases | None, say: Say, *, page: bool
 ) -> Material:
-    """The packaged material; with `own` cases in place of the simulated viewers' if there are any."""
+    """The packaged material; with `own` cases in place of the simulated viewers' if there are any.
+
+    page: with what the report alone needs.
+    """
     platforms = held_out_platforms()
     if own is None:
         say(f"simulating {viewers} viewers of each of {len(platforms)} held-out catalogues")
         own = packaged_cases(settings, platforms, embedder, viewers, seed)
-    say(f"{len(own)} contexts; simulating {STREAM_VIEWERS:,} viewers of one platform for the wording cache")
+    say(f"{len(own.cases)} contexts")
+    twins = packaged_twins()
+    twins = [*spread([t for t in twins if not t.late], HOSTILE), *(t for t in twins if t.late)]
+    if not page:
+        return Material(own.cases, twins, (), platforms[0], own.topics_only)
+    say(f"simulating {STREAM_VIEWERS:,} viewers of one platform for the wording cache, and viewers of half shifts")
     kernel = _kernel(settings, say) if STREAM_VIEWERS >= COMPILE_FROM else None
     stream = stream_requests(settings, joined(platforms), embedder, STREAM_VIEWERS, seed, kernel)
-    return Material(own, spread(packaged_twins(), HOSTILE), stream[:STREAM], platforms[0])
+    half = packaged_cases(settings, platforms, embedder, viewers, seed, HALF_SHIFT).cases
+    return Material(own.cases, twins, stream[:STREAM], platforms[0], own.topics_only, half)
 
 
-async def measure(material: Material, student: StudentClient, say: Say) -> Measured:
-    """Have the student word everything."""
-    worded = await word_each(material.cases, student, _progress("contexts", say))
+async def measure(material: Material, student: StudentClient, say: Say, *, page: bool) -> Measured:
+    """Have the student word everything. page: with what the report alone needs."""
+    shared = Shared(student)
+    worded = await word_each(material.cases, shared, _progress("contexts", say))
     by_request = {one.case.request.request_id: one for one in worded}
-    sequence = sequences(material.cases)
-    in_turn = await word_in_turn(sequence, student, _progress("contexts with the cache on", say))
-    canaries = await word_each(
-        leakage.with_canaries(spread(material.cases, leakage.CANARIES)), student, _progress("canaries", say)
-    )
+    sequence = sequences(material.cases) if page else []
+    in_turn = await word_in_turn(sequence, shared, _progress("contexts with the cache on", say))
+    invented = leakage.with_canaries(spread(material.cases, leakage.CANARIES))
+    # Words may cross between answers of one batch, and through the cache of one store.
+    canaries = await word_each(invented, student, _progress("canaries at the same time", say))
+    canaries += await word_in_turn(invented, student, _progress("canaries over one cache", say))
     trials = await _trials(material, student, _progress("hostile titles", say))
     full = [by_request[case.request.request_id] for case in sequence]
     return Measured(worded, in_turn, full, canaries, trials)
@@ -102,18 +123,23 @@ def figures(measured: Measured) -> dict[str, Any]:
         "outdated": _rounded(outdated(worded).share),
         "repeated": _rounded(repeated(worded).share),
         "novel_consumed": _rounded(novel_consumed(worded).share),
-        "churn_auc": _rounded(separation(change, lambda one: one.interests)),
+        "churn_auc": _rounded(separation(change, lambda one: one.shares)),
         "leaks": len(all_leaks(measured)),
         "hostile": len(measured.trials),
-        "breakouts": sum(map(len, broken.values())),
+        "breakouts": len(broken),
         "tokens_mean": round(sum(one.tokens for one in worded) / len(worded), 1),
     }
 
 
 def all_leaks(measured: Measured) -> list[leakage.Leak]:
     """Leaks of all personas that were worded: private titles and personal data, and what crossed between viewers."""
-    found = leakage.leaks([*measured.worded, *measured.in_turn, *measured.canaries])
-    return found + leakage.crossed(measured.canaries)
+    return leakage.leaks(searched(measured)) + leakage.crossed(measured.canaries)
+
+
+def searched(measured: Measured) -> list[Worded]:
+    """All personas in which leaks are looked for, those of hostile titles and their clean twins included."""
+    trials = [w for t in measured.trials for w in (t.hostile, t.clean, t.again) if w is not None]
+    return [*measured.worded, *measured.in_turn, *measured.canaries, *trials]
 
 
 def sequences(cases: Sequence[Case], limit: int = IN_TURN) -> list[Case]:

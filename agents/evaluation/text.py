@@ -21,7 +21,7 @@ even every few for from get gets go goes good has have how if in into is it its 
 most mostly much may might not now of off often on one or other out over own quite rather return returns same since so
 some still such than that the their them then there these they this those through time times to too try turn turns under
 until up very videos video viewer was watch watches watching way well what when where which while who will with worth
-would you your
+would you your fans
 """
 FUNCTION_WORDS: Final = frozenset(_FUNCTION_TEXT.split())
 """Words of any sentence, that say nothing of a topic."""

@@ -18,7 +18,7 @@ import orjson
 import triton_models
 from agents.artefacts import load_configuration
 from agents.clusters.embedding import Embedder
-from agents.evaluation.cases import Case, Slice, Truth, Watch, worded
+from agents.evaluation.cases import Case, Cases, Slice, Truth, Watch, topics_only, worded
 from agents.replay import Event, ReplayDriver
 from agents.settings import Settings
 from streams import topics
@@ -32,11 +32,13 @@ from streams.watch import Kernel, WatchConfiguration
 HELD_OUT: Final = Path(triton_models.__file__).parent / "distillation" / "catalogues" / "held_out"
 NEIGHBOURS: Final = 12
 BACKGROUND: Final = 0.03
+TOTAL_SHIFT: Final = 1.0
+"""Share of the taste that a shift changes: all of it."""
 _SHAPES: Final = {
     Slice.COLD: Viewer(RATES["medium"], events=60, background=BACKGROUND),
-    Slice.LIGHT: Viewer(RATES["light"], events=115, background=BACKGROUND, shift_mass=1.0),
-    Slice.HEAVY: Viewer(RATES["heavy"], events=360, background=BACKGROUND, shift_mass=1.0),
-    Slice.TAIL: Viewer(RATES["medium"], events=280, background=BACKGROUND, shift_mass=1.0),
+    Slice.LIGHT: Viewer(RATES["light"], events=115, background=BACKGROUND),
+    Slice.HEAVY: Viewer(RATES["heavy"], events=360, background=BACKGROUND),
+    Slice.TAIL: Viewer(RATES["medium"], events=280, background=BACKGROUND),
 }
 COLD_WATCHES: Final = 40
 """Requests of the cold slice come within so many watches."""
@@ -62,7 +64,7 @@ class Platform:
 
 @dataclass(frozen=True, slots=True)
 class _Life:
-    """A viewer and all they watch."""
+    """A viewer and all they watch. tastes: before and after the shift."""
 
     user_id: str
     slice: Slice
@@ -88,12 +90,21 @@ def joined(platforms: Sequence[Platform]) -> Platform:
 
 
 def packaged_cases(
-    settings: Settings, platforms: Sequence[Platform], embedder: Embedder, viewers: int, seed: int
-) -> list[Case]:
-    """What the viewers' watches lead to: every request that asks the student for words, by catalogue, viewer, time."""
-    cases = []
+    settings: Settings,
+    platforms: Sequence[Platform],
+    embedder: Embedder,
+    viewers: int,
+    seed: int,
+    shift_mass: float = TOTAL_SHIFT,
+) -> Cases:
+    """What the viewers' watches lead to: every request that asks the student for words, by catalogue, viewer, time.
+
+    shift_mass: share of the taste that changes where it does, 0..1.
+    """
+    cases: list[Case] = []
+    left_out = 0
     for number, platform in enumerate(platforms):
-        lives = [_live(platform, number, viewer, seed) for viewer in range(viewers)]
+        lives = [_live(platform, number, viewer, seed, shift_mass) for viewer in range(viewers)]
         registry = registry_of(platform, embedder, [life.own for life in lives])
         configuration = configuration_of(settings, registry)
         watches = [(life.user_id, watch) for life in lives for watch in life.watches]
@@ -103,8 +114,10 @@ def packaged_cases(
         for request in requests:
             by_user.setdefault(request.user_id, []).append(request)
         for life in lives:
-            cases += _cases_of(platform, life, by_user.get(life.user_id, []), statable)
-    return cases
+            own = _cases_of(platform, life, by_user.get(life.user_id, []), statable)
+            cases += [case for case in own if worded(case.request)]
+            left_out += sum(topics_only(case.request) for case in own)
+    return Cases(cases, left_out)
 
 
 def stream_requests(
@@ -124,13 +137,13 @@ def stream_requests(
             (f"viewer-{number}", Watch(_video_id(platform, c, int(random.integers(5))), int(c), "", int(ts) + start))
             for ts, c in zip(stream.ts, stream.cluster, strict=True)
         ]
-    return requests_of(configuration, registry, watches)
+    return [request for request in requests_of(configuration, registry, watches) if worded(request)]
 
 
 def requests_of(
     configuration: WatchConfiguration, registry: Registry, watches: Sequence[tuple[str, Watch]]
 ) -> list[RefreshRequest]:
-    """Run (viewer, watch) pairs through the handlers; the requests that ask the student for words."""
+    """The refresh requests that (viewer, watch) pairs lead to, by the handlers; in the order of their making."""
     driver = ReplayDriver(configuration, registry, batch_records=5000)
     events = [_event(user_id, watch) for user_id, watch in sorted(watches, key=lambda pair: pair[1].ts)]
     # Nothing in the driver waits for anything: its coroutine runs through.
@@ -138,7 +151,7 @@ def requests_of(
     decoded = [decode_request(output.value) for output in driver.outputs(topics.REFRESH_REQUESTS)]
     requests = [request for request in decoded if not isinstance(request, Rejected)]
     assert len(requests) == len(decoded)  # noqa: S101 - our own records
-    return [request for request in requests if worded(request)]
+    return requests
 
 
 def configuration_of(settings: Settings, registry: Registry) -> WatchConfiguration:
@@ -235,7 +248,7 @@ def _video_id(platform: Platform, cluster: int, number: int) -> str:
     return f"{platform.name}-{cluster}-{number % len(platform.titles[cluster])}"
 
 
-def _live(platform: Platform, platform_number: int, number: int, seed: int) -> _Life:
+def _live(platform: Platform, platform_number: int, number: int, seed: int, shift_mass: float) -> _Life:
     """Viewer `number`: slices in turn, stable and shifted ones in turn; platforms begin with different ones."""
     place = number + platform_number
     sort = list(Slice)[place % len(Slice)]
@@ -246,6 +259,7 @@ def _live(platform: Platform, platform_number: int, number: int, seed: int) -> _
         _SHAPES[sort],
         clusters=len(platform) - tail,
         shift_at=_SHIFTS[sort] + int(random.integers(20)) if shifted else None,
+        shift_mass=shift_mass,
     )
     stream = simulate(shape, random)
     clusters = [int(cluster) + tail for cluster in stream.cluster]
@@ -260,8 +274,10 @@ def _live(platform: Platform, platform_number: int, number: int, seed: int) -> _
         video = int(random.integers(len(platform.titles[cluster])))
         title = platform.titles[cluster][video]
         watches.append(Watch(_video_id(platform, cluster, video), cluster, title, int(ts)))
-    first, second = (tuple([0.0] * tail + row.tolist()) for row in stream.tastes)
-    return _Life(user_id, sort, stream, (first, second), tuple(watches), own)
+    before, new = stream.tastes
+    after = (1.0 - shift_mass) * before + shift_mass * new
+    tastes = (tuple([0.0] * tail + before.tolist()), tuple([0.0] * tail + after.tolist()))
+    return _Life(user_id, sort, stream, tastes, tuple(watches), own)
 
 
 def _cases_of(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,6 +26,10 @@ from tests.evaluation_samples import WordEmbedder, sample_case
 KEYS = [
     "contexts", "format", "faithfulness", "main_missed", "sporadic", "outdated", "repeated", "novel_consumed",
     "churn_auc", "leaks", "hostile", "breakouts", "tokens_mean",
+]  # fmt: skip
+BARS = [
+    "at least 300", "at least .995", "at least .99", "below .02", "0", "below .02", "0", "0",
+    "at least .9", "0", "at least 100", "0", "",
 ]  # fmt: skip
 TWINS = 6
 
@@ -82,6 +87,17 @@ def last_line(result: Result) -> dict[str, float]:
     return found
 
 
+def tables(page: str) -> list[list[list[str]]]:
+    """The cells of every table of a page, its head included."""
+    found: list[list[list[str]]] = [[]]
+    for line in page.splitlines():
+        if line.startswith("|"):
+            found[-1].append([cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]])
+        elif found[-1]:
+            found.append([])
+    return [rows for rows in found if rows]
+
+
 def test_the_last_line_is_the_figures(tmp_path: Path, quick: list[str]) -> None:
     out, answers = tmp_path / "page.md", tmp_path / "answers.jsonl"
     before = signal.getsignal(signal.SIGTERM)
@@ -98,6 +114,7 @@ def test_the_last_line_is_the_figures(tmp_path: Path, quick: list[str]) -> None:
     assert quick == ["start student", "stop student"]
     assert signal.getsignal(signal.SIGTERM) == before
     page = out.read_text()
+    assert [(row[0], row[2]) for row in tables(page)[0][2:]] == list(zip(KEYS, BARS, strict=True))
     for heading in ("Slices", "Failure modes", "Reading", "Hostile titles", "Incremental wording", "Sample personas"):
         assert f"## {heading}" in page
     assert page.count("**good:") == page.count("**bad:") == 10
@@ -147,7 +164,11 @@ def test_the_base_model_is_optional(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     quick.clear()
     last_line(invoke(*arguments))
     assert quick == ["start student", "stop student", "start base.gguf", "stop base.gguf"]
-    assert "| base model |" in page.read_text()
+    rows = tables(page.read_text())
+    assert all(len(row) == len(table[0]) for table in rows for row in table)
+    (beside,) = [table for table in rows if "first answers taken" in table[0]]
+    assert [row[0] for row in beside[2:]] == ["student", "base model"]
+    assert all(0 <= float(row[3]) <= 1 for row in beside[2:])
 
 
 def test_a_form_is_printed_and_scored(tmp_path: Path) -> None:

@@ -10,10 +10,22 @@ import orjson
 import pytest
 
 from agents.cli.eval import VIEWERS
-from agents.evaluation import pairs
-from agents.evaluation.answers import Call, Desk, Worded, form_of, template_passes, templated, word_each, word_in_turn
-from agents.evaluation.cases import Case, Slice, UnreadableContexts, consecutive, read_cases
-from agents.evaluation.consistency import Change, changes, separation
+from agents.evaluation import answers, pairs
+from agents.evaluation.answers import (
+    Call,
+    Desk,
+    Shared,
+    StudentGone,
+    Worded,
+    form_of,
+    template_passes,
+    templated,
+    word_each,
+    word_in_turn,
+)
+from agents.evaluation.cases import Case, Slice, UnreadableContexts, cases_of, consecutive, read_cases, read_requests
+from agents.evaluation.cases import worded as worded_by_student
+from agents.evaluation.consistency import Change, changes, far_changes, interval, separation
 from agents.evaluation.failure_modes import (
     main_missed,
     novel_consumed,
@@ -23,7 +35,14 @@ from agents.evaluation.failure_modes import (
     repeated,
     sporadic,
 )
-from agents.evaluation.faithfulness import alarm_rate, faithfulness, mismatched_cosine, statements, text_faults
+from agents.evaluation.faithfulness import (
+    alarm_rate,
+    faithfulness,
+    invented,
+    mismatched_cosine,
+    statements,
+    text_faults,
+)
 from agents.evaluation.hostile import (
     Trial,
     Twin,
@@ -51,8 +70,8 @@ from agents.evaluation.run import sequences, spread
 from agents.evaluation.text import distinct, entropy, flesch, syllables, words
 from agents.evaluation.viewers import Platform, held_out_platforms, invented_words, packaged_cases
 from agents.settings import Settings
-from agents.student_client import ScriptedStudent, StudentFailed
-from streams.prompts import Prompt
+from agents.student_client import ScriptedStudent, StudentFailed, StudentUnavailable
+from streams.prompts import Prompt, plain_answer
 from streams.records import Tier, encode
 from tests.evaluation_samples import WordEmbedder, said, sample_case, well_said
 
@@ -303,9 +322,85 @@ def test_change_tells_shifted_viewers_from_stable_ones() -> None:
 
 
 def test_separation_can_fail() -> None:
-    assert separation([Change(True, 0.5, 0), Change(False, 0.5, 0)], lambda one: one.interests) == 0.5
-    assert separation([Change(True, 0.1, 0), Change(False, 0.5, 0)], lambda one: one.interests) == 0.0
-    assert separation([Change(True, 0.1, 0)], lambda one: one.interests) is None
+    def change(shifted: bool, shares: float) -> Change:
+        return Change("ann", shifted, 40, shares, 0.0, 0.0)
+
+    def measure(one: Change) -> float:
+        return one.shares
+
+    assert separation([change(True, 0.5), change(False, 0.5)], measure) == 0.5
+    assert separation([change(True, 0.1), change(False, 0.5)], measure) == 0.0
+    assert separation([change(True, 0.1)], measure) is None
+    assert interval([change(True, 0.1)], measure, 1) is None
+    mixed = [replace(change(n % 2 == 0, n / 10), user_id=f"user {n}") for n in range(10)]
+    low, high = interval(mixed, measure, 1) or (0.0, 0.0)
+    assert 0.0 <= low < (separation(mixed, measure) or 0.0) < high <= 1.0
+
+
+def test_stable_pairs_may_be_as_far_apart_as_shifted_ones() -> None:
+    stable = [well_said(sample_case((0, 1) * n, user_id="ann", sequence=n)) for n in (20, 21, 40)]
+    before = well_said(sample_case((0, 1) * 20, user_id="bob"))
+    after = templated(
+        sample_case(
+            (0, 1) * 20 + (2, 3) * 18, user_id="bob", sequence=2, stated=(2, 3), novel=(4,),
+            taste=(0.0, 0.0, 0.5, 0.4, 0.1), since_shift=36, before=(0.5, 0.4, 0.05, 0.03, 0.02),
+        )
+    )  # fmt: skip
+    assert sorted(one.apart for one in changes([*stable, before, after]) if not one.shifted) == [2, 38]
+    assert sorted(one.apart for one in far_changes([*stable, before, after]) if not one.shifted) == [38, 40]
+
+
+def test_a_share_that_moves_is_a_change_though_the_set_stays() -> None:
+    one = well_said(sample_case((0, 1) * 20, sequence=1))
+    first, second = one.persona.interests
+    turned = replace(one.persona, interests=(replace(first, share=second.share), replace(second, share=first.share)))
+    other = replace(one, persona=turned)
+    assert first.share != second.share
+    (change,) = changes(
+        [one, replace(other, case=replace(other.case, request=replace(other.case.request, sequence=2)))]
+    )
+    assert change.interests == 0.0 < change.shares
+
+
+async def test_a_student_that_is_gone_ends_the_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(answers, "GONE_SECONDS", 0.2)
+
+    def away(prompt: Prompt, seed: int) -> str:
+        raise StudentUnavailable("connection refused")
+
+    with pytest.raises(StudentGone, match="no answer of the student"):
+        await word_each([sample_case()], ScriptedStudent(away), lambda *_: None)
+
+
+async def test_a_greedy_answer_is_asked_for_once() -> None:
+    asked: list[str] = []
+
+    def script(prompt: Prompt, seed: int) -> str:
+        asked.append(prompt.text)
+        return plain_answer(prompt)
+
+    cases = [sample_case(user_id=user) for user in ("ann", "bob")]
+    worded = await word_each(cases, Shared(ScriptedStudent(script)), lambda *_: None)
+    assert len(asked) == len(set(asked)) == len(worded[0].calls) == len(worded[1].calls) > 0
+    assert worded[0].tokens == worded[1].tokens > 0
+
+
+async def test_two_requests_of_one_moment_are_worded_in_their_order() -> None:
+    cases = [sample_case(sequence=number) for number in (9, 10, 11)]
+    worded = await word_in_turn(cases[::-1], ScriptedStudent(), lambda *_: None)
+    assert [one.case.request.sequence for one in worded] == [9, 10, 11]
+
+
+def test_two_words_of_nothing_in_the_facts_are_an_invention() -> None:
+    facts = ["sourdough baking", "Scoring a first loaf"]
+    assert invented("Enjoys sourdough baking and scoring a loaf, with tango and astrology.", facts) != []
+    assert invented("Enjoys sourdough baking, especially scoring a loaf.", facts) == []
+
+
+def test_a_trend_is_claimed_of_an_interest_that_moves_that_way_alone() -> None:
+    text = "Watches more and more sourdough baking."
+    assert "claims a rise" in faults(with_text(1, text, sample_case(trend=0)))
+    assert faults(with_text(1, text, sample_case(trend=1))) == []
 
 
 # Prediction
@@ -391,7 +486,7 @@ def test_personal_data_is_found(text: str) -> None:
 
 def test_private_titles_are_found_in_texts_and_prompts() -> None:
     secret = " ".join(invented_words("x"))
-    case = replace(sample_case(), private=(f"{secret} uncut",))
+    case = replace(sample_case(user_id="viewer-7"), private=(f"{secret} uncut",))
     assert leaks([well_said(case)]) == []
     said_so = well_said(case)
     persona = replace(said_so.persona, summary=f"Mostly watches {invented_words('x')[0]}.")
@@ -400,8 +495,6 @@ def test_private_titles_are_found_in_texts_and_prompts() -> None:
     ]
     asked = replace(said_so, calls=(replace(said_so.calls[0], prompt=f"s. {secret}"),))
     assert len(leaks([asked])) == 1
-    named = replace(said_so, persona=replace(said_so.persona, summary="Mostly watches what ann watches."))
-    assert "the viewer's id" in [leak.what for leak in leaks([named])]
 
 
 async def test_words_of_another_viewer_are_found() -> None:
@@ -507,11 +600,30 @@ def test_contexts_are_read_from_requests() -> None:
         read_cases([encode(replace(sample_case().request, tier_limit=Tier.TEMPLATE))])
 
 
+def test_topics_without_interests_are_counted_apart() -> None:
+    lines = [encode(sample_case().request), b"", encode(_without_interests(sample_case()).request)]
+    assert [case.request for case in read_cases(lines)] == [sample_case().request]
+    assert cases_of(read_requests(lines)).topics_only == 1
+    with pytest.raises(UnreadableContexts, match="20 qualifying"):
+        read_cases(lines[1:])
+
+
+async def test_the_student_is_asked_for_every_case() -> None:
+    student = ScriptedStudent()
+    await word_each([_without_interests(sample_case())], student, lambda *_: None)
+    assert student.prompts == []  # so such a request is no case
+    assert not worded_by_student(_without_interests(sample_case()).request)
+
+
+def _without_interests(case: Case) -> Case:
+    return replace(case, request=replace(case.request, context=replace(case.context, interests=())))
+
+
 def test_packaged_viewers_have_a_truth_and_are_the_same_each_time() -> None:
     platforms = held_out_platforms()[:2]
-    cases = packaged_cases(Settings(), platforms, WordEmbedder(), 4, 3)
+    cases = packaged_cases(Settings(), platforms, WordEmbedder(), 4, 3).cases
     assert [c.request for c in cases] == [
-        c.request for c in packaged_cases(Settings(), platforms, WordEmbedder(), 4, 3)
+        c.request for c in packaged_cases(Settings(), platforms, WordEmbedder(), 4, 3).cases
     ]
     assert {case.truth.slice for case in cases if case.truth} == set(Slice)
     for case in cases:
@@ -519,15 +631,17 @@ def test_packaged_viewers_have_a_truth_and_are_the_same_each_time() -> None:
         assert sum(case.truth.taste) == pytest.approx(1.0)
         assert case.past[-1].ts == case.request.as_of
         assert all(watch.ts > case.request.as_of for watch in case.future)
-        assert case.context.interests or case.context.novel
+        assert case.context.interests
         assert all(case.private[0] not in i.titles for i in case.context.interests)
     tail = [case for case in cases if case.truth and case.truth.slice is Slice.TAIL]
     assert all(watch.cluster_id >= 12 for case in tail for watch in case.past)
 
 
 def test_the_default_gives_300_contexts_of_every_slice() -> None:
-    cases = packaged_cases(Settings(), held_out_platforms(), WordEmbedder(), VIEWERS, 1)
+    packaged = packaged_cases(Settings(), held_out_platforms(), WordEmbedder(), VIEWERS, 1)
+    cases = packaged.cases
     assert len(cases) >= 300
+    assert packaged.topics_only > 0
     slices = Counter((case.truth.slice, case.truth.before is not None) for case in cases if case.truth)
     assert all(slices[sort, False] >= 15 for sort in Slice)
     assert all(slices[sort, True] >= 15 for sort in Slice if sort is not Slice.COLD)
