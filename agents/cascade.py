@@ -49,7 +49,7 @@ from streams.wording import (
     template_wording,
 )
 
-ATTEMPTS: Final = 4
+ATTEMPTS: Final = 6
 """Answers of the student that are looked at, for each text, before a plain one is written."""
 ATTEMPTS_BEFORE_TEACHER: Final = 2
 """The same while a teacher takes what the student cannot word: the greedy answer and one more."""

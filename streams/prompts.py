@@ -13,7 +13,6 @@ is compiled before serving. What comes before the line never changes: a server w
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Final
@@ -28,8 +27,7 @@ from streams.wording import (
     NovelTask,
     WordingTask,
     clean_label,
-    sanitise_title,
-    share_a_stem,
+    retellable,
     task_keys,
 )
 
@@ -71,7 +69,6 @@ SUMMARY_OPENINGS: Final = (
 _SYSTEM: Final = "Write the line as one short sentence about a viewer."
 _INTEREST_TITLES: Final = 3
 _NOVEL_TITLES: Final = 2
-_TITLE_CHARACTERS: Final = 64
 _OVERVIEW: Final = 4
 _TRENDS: Final = {1: "rising", 0: "steady", -1: "falling"}
 _NAMELESS: Final = "this topic"
@@ -82,9 +79,6 @@ text ::= word ","? (" " word ","?){1,32} " " word "."
 word ::= part ("-" part){0,2}
 part ::= [A-Za-z0-9\u00C0-\u024F] [A-Za-z0-9\u00C0-\u024F']{0,18}
 """
-_FOREIGN: Final = re.compile(r"[^\W\dA-Za-z\u00C0-\u024F]")
-_SENTENCES: Final = re.compile(r"(?:(?<=[^\W\d_]{3}\.)|(?<=[!?]))\s+")
-_CODED: Final = re.compile(r"\w*(?:[^\W\d_]\d+[^\W\d_]|\d[^\W\d_x]+\d)\w*|\b[A-Za-z0-9]{20,}\b")
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,33 +195,10 @@ def _picked(openings: tuple[str, ...], variant: int, *content: str) -> str:
 
 
 def _titles(titles: tuple[str, ...], count: int, variant: int, label: str) -> str:
-    """The first titles that the student can retell, each up to its first comma if that is more than one word."""
-    cleaned = [_main_clause(_on_subject(sanitise_title(title), label)) for title in titles]
-    usable = [title for title in cleaned if title and _can_be_retold(title)]
+    """The first titles that a text may retell."""
+    usable = [retold for retold in (retellable(title, label) for title in titles) if retold]
     start = variant % len(usable) if usable else 0
     return " / ".join([*usable[start:], *usable[:start]][:count])
-
-
-def _on_subject(title: str, label: str) -> str:
-    """The title, or the first of its sentences that has a word of the label; empty if none has.
-
-    Most titles are one sentence. In those of several, what is no part of the subject is an aside, at times to a model.
-    """
-    sentences = _SENTENCES.split(title)
-    if len(sentences) < 2:
-        return title
-    return next((sentence for sentence in sentences if share_a_stem(sentence, label)), "")
-
-
-def _can_be_retold(title: str) -> bool:
-    """Whether its letters are those of the grammar, no word mixes them with digits, and none comes again and again."""
-    words = title.casefold().split()
-    return not _FOREIGN.search(title) and not _CODED.search(title) and all(words.count(word) < 3 for word in words)
-
-
-def _main_clause(title: str) -> str:
-    clause = title.partition(",")[0]
-    return sanitise_title(clause if " " in clause else title, _TITLE_CHARACTERS)
 
 
 def _capitalised(label: str) -> str:

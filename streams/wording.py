@@ -10,12 +10,12 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from hashlib import blake2b
 from itertools import combinations, pairwise
-from typing import Final, TypeAlias
+from typing import Final, NamedTuple, TypeAlias
 
 import orjson
 
@@ -28,13 +28,16 @@ SUMMARY_KEY: Final = "s"
 
 MAXIMUM_ANSWER_BYTES: Final = 8192
 MAXIMUM_TITLE: Final = 80
+MAXIMUM_RETOLD: Final = 64
 MAXIMUM_LABEL: Final = 48
 CLEANED: Final = 16_384
 """Labels and titles remembered in their cleaned form: those of the clusters come again and again."""
 ITEM_WORDS: Final = (3, 26)
 SUMMARY_WORDS: Final = (3, 40)
-UNKNOWN_OF: Final = 4
-"""One topical word, or one of so many, may be none of the facts: an inflection, a bridge between two titles."""
+FRAME: Final = 3
+"""Trigrams without a word of the facts that two texts of a persona may not share, if they are most of one's."""
+UNKNOWN: Final = 1
+"""Topical words of a text that may be none of its facts: a bridge between two titles."""
 ITEM_CHARACTERS: Final = 180
 SUMMARY_CHARACTERS: Final = 280
 
@@ -195,6 +198,9 @@ _STRUCTURE: Final = re.compile(
 )
 """Marks of markup, programs and data, which no title for people needs: one that has them is left out of prompts."""
 
+_FOREIGN: Final = re.compile(r"[^\W\dA-Za-z\u00C0-\u024F]")
+_CODED: Final = re.compile(r"\w*(?:[^\W\d_]\d+[^\W\d_]|\d[^\W\d_x]+\d)\w*|\b[A-Za-z0-9]{20,}\b")
+_SENTENCES: Final = re.compile(r"(?:(?<=[^\W\d_]{3}\.)|(?<=[!?]))\s+")
 _GROUPED: Final = re.compile(r"(?<=\d),(?=\d{3}\b)")
 """The comma of 24,000, which is no comma between clauses."""
 
@@ -240,6 +246,7 @@ _HIDDEN: Final = frozenset(("Cc", "Cf", "Co", "Cs", "Cn", "Me"))
 _UNSEEN: Final = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0")
 _SELECTORS: Final = re.compile("[\u180b-\u180f\ufe00-\ufe0f\U000e0100-\U000e01ef]")
 """Characters that are not seen, or that cover others: by category, fillers, and those that choose another's form."""
+_MARKED_UP: Final = re.compile("[A-Za-z][\u0300-\u036f\u1ab0-\u1aff\u1dc0-\u1dff\u20d0-\u20ff]")
 _EMOJI: Final = re.compile("(?<=[^\\w\\s])[\ufe0e\ufe0f]")
 _TEXT_CHARACTERS: Final = frozenset(" .,'\u2019-&!?+%")
 _LABEL_CHARACTERS: Final = frozenset(" ,'\u2019-&+")
@@ -265,7 +272,9 @@ def _is_hidden(character: str) -> bool:
 
 @lru_cache(CLEANED)
 def _is_suspicious(title: str) -> bool:
-    # A selector after a symbol is an emoji's; after a letter it hides something.
+    # A selector after a symbol is an emoji's; after a letter it hides something, as a mark does that no letter has.
+    if _MARKED_UP.search(unicodedata.normalize("NFC", title)):
+        return True
     if any(_is_hidden(c) for c in _EMOJI.sub("", title)):
         return True
     folded = unicodedata.normalize("NFKC", title)
@@ -288,9 +297,24 @@ def clean_label(label: str) -> str:
     return "" if _unsafe(text, text) or not _tokens(text) else text
 
 
-def share_a_stem(one: str, other: str) -> bool:
-    """Whether two texts share a topical word, or another form of one."""
-    return not _stems(one).isdisjoint(_stems(other))
+@lru_cache(CLEANED)
+def retellable(title: str, label: str) -> str:
+    """What a text may retell of a title of the cluster `label`: one clause in Latin letters; empty if that is nothing.
+
+    Most titles are one sentence. Of several only the first that has a word of the label is taken: what is no part of
+    the subject is an aside, at times to a model. Titles whose words mix letters and digits, or come again and again,
+    are no language.
+    """
+    sentences = _SENTENCES.split(sanitise_title(title))
+    if len(sentences) > 1:
+        subject = _stems(label)
+        sentences = [sentence for sentence in sentences if not subject.isdisjoint(_stems(sentence))]
+    first = sentences[0] if sentences else ""
+    clause = first.partition(",")[0]
+    text = sanitise_title(clause if " " in clause else first, MAXIMUM_RETOLD)
+    words = text.casefold().split()
+    odd = _FOREIGN.search(text) or _CODED.search(text) or any(words.count(word) > 2 for word in words)
+    return "" if odd else text
 
 
 def parse_wording(text: str, task: WordingTask) -> Wording:
@@ -299,9 +323,8 @@ def parse_wording(text: str, task: WordingTask) -> Wording:
     Form: compact JSON with exactly the keys of `answer_keys`. Each text: right length, one sentence (the summary one
     or two), plain characters, no link, address, number, name or personal guess that the task does not hold. Grounding:
     a description shares a word stem with its own label or titles; a reason names its topic and one of the interests
-    that lead to it; of the topical words all but one, or one in four, come from the task; no trend against the facts,
-    no dislike. No text repeats itself or another one. Where a task asks for several texts, none speaks of another's
-    item.
+    that lead to it; of the topical words all but one come from the task; no trend against the facts, no dislike. No
+    text repeats itself or another one. Where a task asks for several texts, none speaks of another's item.
     """
     answer = _parsed(text, task_keys(task))
     facts = _Facts(task)
@@ -347,7 +370,7 @@ def distinct_texts(task: WordingTask, candidates: Sequence[Sequence[str]]) -> tu
     candidates: for each of `task_keys`, best first. A summary may repeat what the items say. Raises ValueError if they
     are not as many as the task asks for.
     """
-    given = _given_trigrams(task)
+    given = _given(task)
     said: list[str] = []
     chosen: list[str | None] = []
     for key, texts in zip(task_keys(task), candidates, strict=True):
@@ -377,26 +400,43 @@ def _wording(task: WordingTask, texts: list[str]) -> Wording:
 
 def _refuse_repetition(task: WordingTask, texts: Mapping[str, str]) -> None:
     """Raises WordingRejected if two items say the same. A summary may repeat what the items say."""
-    given = _given_trigrams(task)
+    given = _given(task)
     items = [(key, text) for key, text in texts.items() if key != SUMMARY_KEY]
     for (key, first), (other, second) in combinations(items, 2):
         if _same(first, second, given):
             raise WordingRejected("repetition", f"{key} and {other} say the same")
 
 
-def _same(first: str, second: str, given: _Trigrams) -> bool:
-    """Whether more than half of the shorter text's word trigrams, `given` ones apart, are in the other one."""
-    a, b = _trigrams(first) - given, _trigrams(second) - given
-    return first == second or bool(a and b and 2 * len(a & b) > min(len(a), len(b)))
+class _Given(NamedTuple):
+    """What several texts of a task may well share: trigrams of its labels and titles, and stems of their words."""
+
+    trigrams: _Trigrams
+    stems: frozenset[str]
 
 
-def _given_trigrams(task: WordingTask) -> _Trigrams:
-    """Trigrams of the task's own labels and titles, which several items may well share."""
+def _same(first: str, second: str, given: _Given) -> bool:
+    """Whether more than half of the shorter text's word trigrams, `given` ones apart, are in the other one.
+
+    Also if that is so of the trigrams without any given word, and there are FRAME of them: the frame is the same.
+    """
+    if first == second:
+        return True
+    a, b = _trigrams(first) - given.trigrams, _trigrams(second) - given.trigrams
+    frames = [{t for t in own if given.stems.isdisjoint(map(_stem, t))} for own in (a, b)]
+    return _overlap(a, b, 1) or _overlap(frames[0], frames[1], FRAME)
+
+
+def _overlap(a: Set[tuple[str, str, str]], b: Set[tuple[str, str, str]], least: int) -> bool:
+    shared = len(a & b)
+    return shared >= least and 2 * shared > min(len(a), len(b))
+
+
+def _given(task: WordingTask) -> _Given:
     items: list[InterestTask | NovelTask] = [*task.interests, *task.novel]
     labels = [i.label for i in items] + [name for n in task.novel for name in n.via_labels]
     given = [clean_label(label) for label in labels]
     given += [form(title) for i in items for title in i.titles for form in (sanitise_title, clean_label)]
-    return frozenset[tuple[str, str, str]]().union(*map(_trigrams, given))
+    return _Given(frozenset().union(*map(_trigrams, given)), frozenset().union(*map(_stems, given)))
 
 
 class _Facts:
@@ -423,7 +463,7 @@ class _Facts:
             key: " . ".join((label, self._via.get(key, ""), titles_of.get(key, "")))
             for key, label in self._labels.items()
         }
-        self._given_trigrams = _given_trigrams(task)
+        self._given = _given(task)
         self._trends = {key: i.trend for key, i in zip(INTEREST_KEYS, task.interests, strict=False)}
 
     def problem(self, key: str, text: str) -> tuple[str, str] | None:
@@ -441,7 +481,7 @@ class _Facts:
     def first_valid(self, key: str, candidates: Iterable[str], said: list[str]) -> str:
         """The first candidate without a problem that does not repeat what is said already."""
         for candidate in candidates:
-            repeated = any(_same(candidate, other, self._given_trigrams) for other in said)
+            repeated = any(_same(candidate, other, self._given) for other in said)
             if not repeated and self.problem(key, candidate) is None:
                 return candidate
         # Not reached by any input we know of; a plain sentence without a foreign word is safe, a crash is not.
@@ -494,7 +534,7 @@ class _Facts:
             return "not_a_sentence", f"a stray letter: {', '.join(sorted(stray))}"
         topical = said - _NEUTRAL_STEMS - _FRAME_STEMS
         unknown = topical - known
-        if len(unknown) > max(1, len(topical) // UNKNOWN_OF):
+        if len(unknown) > UNKNOWN:
             return "ungrounded", f"not in the facts: {', '.join(sorted(unknown))}"
         return None
 
@@ -575,6 +615,10 @@ def _repetitive(text: str, facts: str) -> tuple[str, str] | None:
     for pair, count in pairs.items():
         if count > max(1, given_pairs[pair]) and any(word not in _NEUTRAL for word in pair):
             return "repetition", f"{' '.join(pair)!r} comes {count} times"
+    runs = Counter(zip(tokens, tokens[1:], tokens[2:], strict=False))
+    for run, count in runs.items():
+        if count > 1 and f" {' '.join(run)} " not in f" {' '.join(given)} ":
+            return "repetition", f"{' '.join(run)!r} comes {count} times"
     given_words = Counter(given)
     for word, count in Counter(tokens).items():
         if word not in _NEUTRAL and count > max(2, given_words[word]):
@@ -725,7 +769,8 @@ def _candidates(key: str, task: WordingTask) -> Iterator[str]:
     if key in INTEREST_KEYS:
         interest = task.interests[INTEREST_KEYS.index(key)]
         label = clean_label(interest.label) or "this topic"
-        titles = [title for title in map(sanitise_title, interest.titles) if 1 < len(title.split()) <= 9]
+        titles = [retellable(title, label) for title in interest.titles]
+        titles = [title for title in titles if 1 < len(title.split()) <= 9]
         trend = {1: _DESCRIPTIONS_RISING, -1: _DESCRIPTIONS_FALLING}.get(interest.trend, ())
         pick = _picker(interest.label, *interest.titles)
         yield from (_filled(frame, label) for frame in pick(trend))
