@@ -111,7 +111,7 @@ def sample_case(
         len(past) if since_shift is None else since_shift,
         frozenset(range(len(CLUSTERS))),
     )
-    return Case(request, "kitchen", seen, watches(future, len(past)), (), truth)
+    return Case(request, "kitchen", seen, watches(future, len(past)), (), truth, range(len(CLUSTERS)))
 
 
 def said(case: Case, *texts: str) -> Worded:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Awaitable, Callable, Iterator, Sequence
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 import orjson
+from click.core import ParameterSource
 
 from agents.settings import Settings, load_settings
 
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
     from agents.clusters.embedding import Embedder
     from agents.evaluation.answers import Worded
     from agents.evaluation.cases import Case, Cases
-    from agents.evaluation.run import Material
+    from agents.evaluation.run import Material, Measured
     from agents.student_client import StudentClient
 
 T = TypeVar("T")
@@ -33,6 +35,11 @@ VIEWERS = 7
     "--contexts",
     type=click.Path(path_type=Path, dir_okay=False, exists=True),
     help="Your own: the requests.jsonl that `personas replay EVENTS --out DIR` writes.",
+)
+@click.option(
+    "--events",
+    type=click.Path(path_type=Path, dir_okay=False, exists=True),
+    help="With --contexts: the event file that was replayed, to judge by what the viewers watched.",
 )
 @click.option(
     "--viewers",
@@ -55,6 +62,7 @@ VIEWERS = 7
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as one JSON object, the last line.")
 def eval(
     contexts: Path | None,
+    events: Path | None,
     viewers: int,
     seed: int,
     student: str | None,
@@ -72,12 +80,13 @@ def eval(
     known, and judged by rules of its own, not by the gate that answers pass. Takes some minutes; progress is on stderr.
     The exit status is 0 whatever the figures are.
 
-    With --contexts nothing but the requests is known: what needs the viewer's watches is null.
+    With --contexts nothing but the requests is known, and with --events what the viewers watched: what needs more is
+    null. The registry is the one that `personas replay` takes with the same settings.
 
     \b
     personas eval --json
     personas eval --out evaluation.md --answers answers.jsonl
-    personas eval --contexts out/requests.jsonl --student triton:8001
+    personas eval --contexts out/requests.jsonl --events events.jsonl --student triton:8001
     personas eval --pairs 50 --base > form.jsonl     # then set each `best`, and
     personas eval --score form.jsonl
     """
@@ -87,26 +96,30 @@ def eval(
     if score is not None:
         _print_score(score, as_json)
         return
+    if events is not None and contexts is None:
+        raise click.UsageError("--events needs --contexts: the requests that these events led to")
     for path in (out, answers):
         if path is not None:
             _check_writable(path)
     settings = load_settings()
     with _interruptible():
         try:
-            own = None if contexts is None else _read(contexts)
+            own = None if contexts is None else _read(contexts, events, settings)
             if pairs is not None:
                 _print_pairs(settings, own, viewers, seed, student, pairs, base=base)
                 return
-            figures = _evaluate(settings, own, viewers, seed, student, out, answers, base=base)
+            figures, kept = _evaluate(settings, own, viewers, seed, student, out, answers, base=base)
         except (LocalStackError, StudentGone) as error:
             raise click.ClickException(str(error)) from error
         except KeyboardInterrupt:
             sys.exit(130)
     if as_json:
         click.echo(orjson.dumps(figures))
-        return
-    for name, value in figures.items():
-        click.echo(f"{name:16} {'not known' if value is None else value}")
+    else:
+        for name, value in figures.items():
+            click.echo(f"{name:16} {'not known' if value is None else value}")
+    if not kept:
+        sys.exit(1)
 
 
 def _check_writable(path: Path) -> None:
@@ -119,10 +132,11 @@ def _check_writable(path: Path) -> None:
 
 @contextmanager
 def _interruptible() -> Iterator[None]:
-    """SIGINT and SIGTERM end what was started; the handlers that were there come back."""
+    """SIGINT, SIGTERM and SIGHUP end what was started; the handlers that were there come back."""
     from agents.cli.stack import interrupt
+    from agents.evaluation.stack import STOPPING
 
-    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    before = {number: signal.signal(number, interrupt) for number in STOPPING}
     try:
         yield
     finally:
@@ -140,9 +154,8 @@ def _evaluate(
     answers: Path | None,
     *,
     base: bool,
-) -> dict[str, Any]:
-    from agents.evaluation.answers import answer_lines
-    from agents.evaluation.report import report
+) -> tuple[dict[str, Any], bool]:
+    """The figures, and whether all files that were asked for are written."""
     from agents.evaluation.run import figures, gather, measure
 
     embedder = _embedder(settings)
@@ -153,11 +166,45 @@ def _evaluate(
     measured = replace(measured, base=_base(settings, material) if base else None)
     _say("judging")
     found = figures(measured)
+    try:
+        _keep(measured, material, found, embedder, seed, out, answers)
+    except Exception as error:  # the figures cost minutes: whatever becomes of the files, they are printed
+        _say(f"Error: {error if isinstance(error, OSError) else repr(error)}")
+        return found, False
+    return found, True
+
+
+def _keep(
+    measured: Measured,
+    material: Material,
+    found: dict[str, Any],
+    embedder: Embedder,
+    seed: int,
+    out: Path | None,
+    answers: Path | None,
+) -> None:
+    """Write the answers and the page, if they were asked for. Raises OSError."""
+    from agents.evaluation.answers import answer_lines
+    from agents.evaluation.report import report
+
     if answers is not None:
-        _write(answers, b"".join(line + b"\n" for line in answer_lines(measured.worded)))
+        answers.write_bytes(b"".join(line + b"\n" for line in answer_lines(measured.worded)))
     if out is not None:
-        _write(out, report(measured, material, found, embedder, seed).encode())
-    return found
+        command = _typed(click.get_current_context())
+        out.write_bytes(report(measured, material, found, embedder, seed, command).encode())
+
+
+def _typed(context: click.Context) -> str:
+    """The command as it was typed; of files the names alone."""
+    words = ["personas", "eval"]
+    for option in context.command.params:
+        value = context.params.get(option.name or "")
+        if context.get_parameter_source(option.name or "") is not ParameterSource.COMMANDLINE:
+            continue
+        words.append(option.opts[0])
+        if value is not True:
+            words.append(value.name if isinstance(value, Path) else str(value))
+    return shlex.join(words)
 
 
 def _print_pairs(
@@ -194,8 +241,8 @@ def _base(settings: Settings, material: Material) -> list[Worded] | None:
 
 
 def _base_worded(settings: Settings, cases: Sequence[Case]) -> list[Worded] | None:
-    """The cases by the base model; None, and a word about it, if its weights are not there."""
-    from agents.evaluation.answers import word_each
+    """The cases in the base model's own first answers; None, and a word about it, if its weights are not there."""
+    from agents.evaluation.answers import ask_once
     from agents.evaluation.stack import BASE_WEIGHTS, base_weights, started_student
     from agents.localstack.assets import assets_folder
 
@@ -204,7 +251,7 @@ def _base_worded(settings: Settings, cases: Sequence[Case]) -> list[Worded] | No
         _say(f"no {BASE_WEIGHTS} in {assets_folder(settings)}: the base model is left out")
         return None
     with started_student(settings, weights) as served:
-        return _ask(served, lambda client: word_each(cases, client, _counted))
+        return _ask(served, lambda client: ask_once(cases, client, _counted))
 
 
 def _served(settings: Settings, address: str | None) -> AbstractContextManager[Settings]:
@@ -238,9 +285,11 @@ async def _with_student(settings: Settings, use: Callable[[StudentClient], Await
 @contextmanager
 def _cancelled_by_signals() -> Iterator[None]:
     """A handler that raises would do so anywhere inside the event loop; these cancel the running task."""
+    from agents.evaluation.stack import STOPPING
+
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
     assert task is not None  # noqa: S101 - this runs in one
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    before = {number: signal.getsignal(number) for number in STOPPING}
     for number in before:
         loop.add_signal_handler(number, task.cancel)
     try:
@@ -251,14 +300,33 @@ def _cancelled_by_signals() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _read(path: Path) -> Cases:
+def _read(path: Path, events: Path | None, settings: Settings) -> Cases:
     from agents.evaluation.cases import UnreadableContexts, cases_of, read_requests
     from agents.replay_file import UnreadableFile, read_lines
 
     try:
-        return cases_of(read_requests(read_lines(path)))
-    except (UnreadableContexts, UnreadableFile) as error:
+        cases = cases_of(read_requests(read_lines(path)))
+        return cases if events is None else _watched(cases, read_lines(events), settings)
+    except UnreadableContexts as error:
         raise click.ClickException(f"{path}: {error}") from error
+    except UnreadableFile as error:
+        raise click.ClickException(str(error)) from error
+
+
+def _watched(cases: Cases, lines: Sequence[bytes], settings: Settings) -> Cases:
+    """The cases with their viewers' watches, by the registry that a replay of the same events takes."""
+    from agents.artefacts import load_configuration, load_current_registry, load_format
+    from agents.evaluation.history import watches_of, with_watches
+    from agents.replay_file import events_of, registry_holding
+    from streams import topics
+
+    names = {name: name for name in (topics.WATCH_EVENTS, topics.WATCH_POSITIONS)}
+    registry = load_current_registry(settings)
+    configuration, _ = load_configuration(settings, names, registry)
+    events = events_of(lines, configuration, load_format(settings).key_of)
+    if settings.registry == Path():
+        registry = registry_holding(settings, registry, events, configuration)
+    return with_watches(cases, watches_of(events, configuration, registry), registry)
 
 
 def _embedder(settings: Settings) -> Embedder:
@@ -284,13 +352,6 @@ def _print_score(path: Path, as_json: bool) -> None:
     for name, wins in scored.wins.items():
         click.echo(f"{name:10} best in {wins} of {scored.judged} ({scored.low[name]:.0%} to {scored.high[name]:.0%})")
     click.echo(f"no difference in {scored.ties}; {scored.skipped} left blank")
-
-
-def _write(path: Path, content: bytes) -> None:
-    try:
-        path.write_bytes(content)
-    except OSError as error:
-        raise click.ClickException(f"cannot write {path}: {error.strerror}") from error
 
 
 def _counted(count: int, of: int) -> None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any, Final
+from enum import StrEnum
+from typing import Any, Final, TypeVar
 
 import orjson
 
@@ -15,7 +16,7 @@ from agents.cascade import ATTEMPTS
 from agents.evaluation.cases import Case
 from agents.persona_writer import PersonaWriter
 from agents.stores.memory import MemoryStore
-from agents.student_client import Answer, StudentClient, StudentUnavailable
+from agents.student_client import Answer, StudentClient, StudentFailed, StudentUnavailable
 from agents.telemetry import Telemetry
 from agents.writer_configuration import WriterConfiguration
 from streams import topics
@@ -29,9 +30,11 @@ from streams.wording import WordingRejected, WordingTask, parse_wording, split_t
 AT_ONCE: Final = 4
 """Personas worded at the same time; each asks for all its texts at once, and the client bounds the calls."""
 
+RETRY_SECONDS: Final = 1.0
 GONE_SECONDS: Final = 180.0
 """After so long without any answer the student is taken to be gone."""
 
+T = TypeVar("T")
 Done = Callable[[int, int], None]
 """Called with (done, total)."""
 
@@ -98,6 +101,8 @@ class Shared:
         asked = self.answers.get(prompt.text)
         if asked is None or (asked.done() and (asked.cancelled() or asked.exception() is not None)):
             asked = self.answers[prompt.text] = asyncio.create_task(self.student.word(prompt))
+            # Whoever asked may have been cancelled meanwhile: then nobody else looks at what became of it.
+            asked.add_done_callback(lambda task: task.cancelled() or task.exception())
         return await asyncio.shield(asked)
 
     async def ready(self) -> bool:
@@ -155,8 +160,11 @@ class Desk:
             lambda *_: None,
         )
 
-    async def word(self, case: Case) -> Worded:
-        """The persona of a case, one after the other; what earlier ones left in the cache is not asked for."""
+    async def word(self, case: Case) -> Worded | None:
+        """The persona of a case, one after the other; what earlier ones left in the cache is not asked for.
+
+        None if nothing is published, as for a request of an earlier sequence than one before it.
+        """
         request = case.request
         self._recorder.calls, self._published, self._now = [], [], request.as_of
         # No time limit: a late persona would be a template, and a slow machine is no fault of the student.
@@ -172,11 +180,19 @@ class Desk:
             raise
         bodies = [output.value for output in self._published if output.topic == topics.PERSONAS and output.value]
         if not bodies:
-            raise RuntimeError(f"no persona was published for request {request.request_id}: a newer one is there")
+            return None
         return Worded(case, decode_persona(bodies[-1]), tuple(self._recorder.calls), time.monotonic() - began)
 
     async def _publish(self, outputs: Sequence[Output]) -> None:
         self._published.extend(outputs)
+
+
+async def together(*coroutines: Coroutine[Any, Any, T]) -> list[T]:
+    """Run all at once; if one fails the others are cancelled. Raises StudentGone alone, other errors in a group."""
+    with _gone_alone():
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(one) for one in coroutines]
+    return [task.result() for task in tasks]
 
 
 async def word_each(cases: Sequence[Case], student: StudentClient, done: Done) -> list[Worded]:
@@ -188,24 +204,30 @@ async def word_each(cases: Sequence[Case], student: StudentClient, done: Done) -
         nonlocal finished
         async with places:
             worded = await Desk(student).word(case)
+        if worded is None:
+            raise RuntimeError(f"no persona was published for request {case.request.request_id}")
         finished += 1
         done(finished, len(cases))
         return worded
 
-    return await _all(one(case) for case in cases)
+    return await together(*map(one, cases))
 
 
 async def word_in_turn(cases: Sequence[Case], student: StudentClient, done: Done) -> list[Worded]:
-    """Word cases over one store in the order of time: what is cached is not asked for again."""
+    """Word cases over one store in the order of time: what is cached is not asked for again.
+
+    Those that another one of their viewer has overtaken are left out.
+    """
     desk, finished = Desk(student), list[Worded]()
 
     def turn(case: Case) -> tuple[int, str, int, int]:
         # Requests of one viewer may be of the same moment; their order is that of their sequence.
         return case.request.as_of, case.user_id, case.request.epoch, case.request.sequence
 
-    for case in sorted(cases, key=turn):
-        finished.append(await desk.word(case))
-        done(len(finished), len(cases))
+    for count, case in enumerate(sorted(cases, key=turn), 1):
+        if (worded := await desk.word(case)) is not None:
+            finished.append(worded)
+        done(count, len(cases))
     return finished
 
 
@@ -223,20 +245,57 @@ def templated(case: Case) -> Worded:
     return Worded(case, persona)
 
 
+async def ask_once(cases: Sequence[Case], student: StudentClient, done: Done) -> list[Worded]:
+    """Each case in a model's own first answers, greedy, whatever the gate would say of them.
+
+    The writer would ask up to six times and put a template in place of what the gate refuses.
+    """
+    places = asyncio.Semaphore(AT_ONCE)
+    finished = 0
+
+    async def one(case: Case) -> Worded:
+        nonlocal finished
+        recorder = Recorder(student)
+        began = time.monotonic()
+        async with places:
+            for piece in split_task(task_of(case.request)):
+                await _answered(recorder, build_prompt(piece))
+        finished += 1
+        done(finished, len(cases))
+        persona = replace(templated(case).persona, tier=Tier.STUDENT)
+        return first_said(Worded(case, persona, tuple(recorder.calls), time.monotonic() - began))
+
+    return await together(*map(one, cases))
+
+
+async def _answered(recorder: Recorder, prompt: Prompt) -> None:
+    """Wait for an answer as the writer does; what the model refuses stays without."""
+    while True:
+        try:
+            await recorder.word(prompt)
+        except StudentUnavailable:
+            await asyncio.sleep(RETRY_SECONDS)
+        except StudentFailed:
+            return
+        else:
+            return
+
+
 def first_said(worded: Worded) -> Worded:
     """The case with the first answer to each text in place of what was published, whatever the gate said of it.
 
-    A text whose first answer is no JSON object of one text is that answer as it is.
+    A text whose first answer is no JSON object of one text is that answer as it is. Its calls are those first ones.
     """
     pieces = split_task(task_of(worded.case.request))
     first = {call.prompt: call for call in reversed(worded.calls) if call.seed == 0}
-    said = [_said(first[prompt].text) if (prompt := build_prompt(p).text) in first else "" for p in pieces]
+    prompts = [build_prompt(piece).text for piece in pieces]
+    said = [_said(first[prompt].text) if prompt in first else "" for prompt in prompts]
     persona = templated(worded.case).persona
     summary, said = (said[0], said[1:]) if len(said) > len(persona.interests) + len(persona.novel) else ("", said)
     interests = tuple(replace(i, description=text) for i, text in zip(persona.interests, said, strict=False))
     novel = tuple(replace(n, reason=text) for n, text in zip(persona.novel, said[len(interests) :], strict=True))
     spoken = replace(worded.persona, summary=summary or NO_INTERESTS, interests=interests, novel=novel)
-    return replace(worded, persona=spoken)
+    return replace(worded, persona=spoken, calls=tuple(first[prompt] for prompt in prompts if prompt in first))
 
 
 def _said(answer: str) -> str:
@@ -245,6 +304,45 @@ def _said(answer: str) -> str:
     except (orjson.JSONDecodeError, AttributeError, ValueError):
         return answer
     return text if isinstance(text, str) else answer
+
+
+class Source(StrEnum):
+    """Where a text is from."""
+
+    CACHE = "cache"
+    STUDENT = "student"
+    TEMPLATE = "template"
+
+
+def sources(worded: Worded) -> list[tuple[Text, Source, int]]:
+    """Each text of a persona, where it is from, and the tokens of all answers to it.
+
+    A text that the student was not asked for comes from the cache; one that it did not say, from a template.
+    """
+    context = worded.case.context
+    names = [("summary", "")] * bool(context.interests)
+    names += [("interest", i.label) for i in context.interests] + [("novel", n.label) for n in context.novel]
+    calls = dict(zip(names, calls_of(worded), strict=True))
+    found = []
+    for text in worded.texts:
+        own = calls[text.part, text.label]
+        said = any(_said(call.text) == text.text for call in own)
+        source = Source.CACHE if not own else Source.STUDENT if said else Source.TEMPLATE
+        found.append((text, source, sum(call.tokens_in + call.tokens_out for call in own)))
+    return found
+
+
+def calls_of(worded: Worded) -> list[list[Call]]:
+    """The calls for each text that the request asks for, in their order."""
+    by_prompt: dict[str, list[Call]] = {}
+    for call in sorted(worded.calls, key=lambda call: call.seed != 0):
+        by_prompt.setdefault(call.prompt, []).append(call)
+    found = []
+    for piece in split_task(task_of(worded.case.request)):
+        # Each try has another prompt, and one more is made where two texts say the same.
+        prompts = [build_prompt(piece, variant).text for variant in range(ATTEMPTS + 1)]
+        found.append([call for prompt in dict.fromkeys(prompts) for call in by_prompt.get(prompt, [])])
+    return found
 
 
 def task_of(request: RefreshRequest) -> WordingTask:
@@ -279,15 +377,9 @@ class Form:
 def form_of(worded: Worded) -> Form:
     """Judge the recorded answers by the gate and by what was published, so that a fallback counts as a failure."""
     pieces = split_task(task_of(worded.case.request))
-    by_prompt: dict[str, list[Call]] = {}
-    for call in sorted(worded.calls, key=lambda call: call.seed != 0):
-        by_prompt.setdefault(call.prompt, []).append(call)
     first, own, refused = 0, 0, []
     published = {text.text for text in worded.texts}
-    for piece in pieces:
-        # Each try has another prompt, and one more is made where two texts say the same.
-        prompts = [build_prompt(piece, variant).text for variant in range(ATTEMPTS + 1)]
-        calls = [call for prompt in prompts for call in by_prompt.get(prompt, [])]
+    for piece, calls in zip(pieces, calls_of(worded), strict=True):
         accepted = []
         for number, call in enumerate(calls):
             try:
@@ -346,13 +438,6 @@ def _passes(text: str, piece: WordingTask) -> bool:
     except WordingRejected:
         return False
     return True
-
-
-async def _all(awaitables: Iterable[Any]) -> list[Worded]:
-    with _gone_alone():
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(one) for one in awaitables]
-    return [task.result() for task in tasks]
 
 
 @contextmanager

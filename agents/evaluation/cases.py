@@ -47,10 +47,10 @@ class Truth:
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A request to be worded. Without a truth there is nothing but the request: past and future are empty.
+    """A request to be worded. past and future are empty and there is no truth where they are not known.
 
     past: the viewer's watches up to the request, in order; future: those after it; private: titles that only this
-    viewer watched; catalogue: who shares it shares cluster ids.
+    viewer watched; catalogue: who shares it shares cluster ids; clusters: all of these ids.
     """
 
     request: RefreshRequest
@@ -59,6 +59,7 @@ class Case:
     future: tuple[Watch, ...] = ()
     private: tuple[str, ...] = ()
     truth: Truth | None = None
+    clusters: Sequence[int] = ()
 
     @property
     def user_id(self) -> str:

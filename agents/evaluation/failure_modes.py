@@ -152,12 +152,12 @@ def novel_hits(worded: Iterable[Worded]) -> tuple[Rate, Rate]:
     """Novel topics watched after the persona; beside them, all clusters that had not been watched before."""
     hit, of, other_hit, others = 0, 0, 0, 0
     for one in worded:
-        if one.case.truth is None or not one.case.future:
+        if not one.case.past or not one.case.future:
             continue
         past = {watch.cluster_id for watch in one.case.past}
         later = {watch.cluster_id for watch in one.case.future}
         proposed = [topic.cluster_id for topic in one.persona.novel]
-        fresh = [cluster for cluster in range(len(one.case.truth.taste)) if cluster not in past]
+        fresh = [cluster for cluster in one.case.clusters if cluster not in past]
         hit, of = hit + sum(cluster in later for cluster in proposed), of + len(proposed)
         other_hit, others = other_hit + sum(cluster in later for cluster in fresh), others + len(fresh)
     return Rate(hit, of), Rate(other_hit, others)

@@ -7,7 +7,7 @@ in lower case, and numbers count when spelled out too.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import accumulate
@@ -22,7 +22,9 @@ from agents.evaluation.text import common_words, content_roots, root, sentences,
 from triton_models.distillation.pairs import PAIRS, Pair, read_pairs
 
 INVENTED: Final = 2
-FRAME_CATALOGUES: Final = 4
+"""Words of a text that nothing explains from which it counts as an invention."""
+FRAME_CATALOGUES: Final = 3
+"""Catalogues in whose edited texts a word stands that is of no facts, but of how one writes."""
 LEAST_WATCHES: Final = 3
 """Watches behind an interest."""
 _UNITS: Final = ("three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
@@ -39,13 +41,16 @@ _PARTS: Final = re.compile(r"\b(?:three quarters|two thirds|\w+ parts in ten)\b"
 _PART_OF_ALL: Final = {"three quarters": 75, "two thirds": 67, "nine parts in ten": 90, "eight parts in ten": 80}
 _NEAR: Final = 10
 """Points by which a fraction in words may miss a share."""
+_GROUPED: Final = re.compile(r"(?<=\d)[,.'\u2019 \u00a0\u202f](?=\d{3}(?!\d))")
+"""What parts the thousands of a number."""
 _TIMES: Final = re.compile(
     r"\b(?:mondays?|tuesdays?|wednesdays?|thursdays?|fridays?|saturdays?|sundays?|weekends?|weekdays?|"
-    r"(?:every|each) (?:morning|evening|night|day)|january|february|april|june|july|august|september|"
+    r"(?:every|(?<!with )each) (?:morning|evening|night|day)|january|february|april|june|july|august|september|"
     r"october|november|december|for (?:years|months|weeks|decades)|since childhood|lifelong)\b"
 )
 _RISING: Final = re.compile(
-    r"\b(?:more and more|more than before|growing interest|increasingly|ever more|picking up|on the rise)\b"
+    r"\b(?:more and more|more than (?:before|ever)|more often|more time|more lately|gets more|growing interest|"
+    r"increasingly|ever more|turn(?:ing|ed) to|has taken to|picking up|on the rise)\b"
 )
 _FALLING: Final = re.compile(
     r"\b(?:less and less|less than before|less often|less time|watches less|fading|waning|losing interest|"
@@ -70,8 +75,7 @@ def statements(worded: Worded) -> list[Statement]:
         said = _PARTS.sub(" ", text.text) if text.part == "summary" else text.text
         faults = [*text_faults(said, own), *_claims(worded.case, text), *invented(said, own)]
         if text.part != "summary":
-            given = {word for fact in own for word in words(fact)}
-            faults += [f"number {word!r}" for word in _FRACTIONS if word in words(said) and word not in given]
+            faults += part_faults(said, own)
         if text.part == "summary":
             faults += fraction_faults(text.text, [i.share_bucket for i in worded.case.context.interests])
         if text.part == "interest":
@@ -102,7 +106,7 @@ def facts_of(case: Case, text: Text) -> list[str]:
 
 def text_faults(text: str, facts: Iterable[str]) -> list[str]:
     """Numbers, names and times in a text that the facts lack. A number may be in digits or spelled out in either."""
-    known = {part for fact in facts for word in words(fact) for part in (word, word.removesuffix("'s"))}
+    known = {part for fact in _forms(facts) for word in words(fact) for part in (word, word.removesuffix("'s"))}
     faults = []
     for sentence in sentences(text):
         for place, token in enumerate(re.findall(r"[^\W_]+(?:['\u2019][^\W_]+)?", sentence)):
@@ -117,29 +121,54 @@ def text_faults(text: str, facts: Iterable[str]) -> list[str]:
             elif token[0].isupper() and (place > 0 or word not in common_words()):
                 faults.append(f"name {token!r}")
     flat = " ".join(words(text))
-    given = " ".join(sorted(known))
-    faults += [f"time {match!r}" for match in _TIMES.findall(flat) if match.removesuffix("s") not in given]
+    sayable = " ".join(sorted(known))
+    faults += [f"time {match!r}" for match in _TIMES.findall(flat) if match.removesuffix("s") not in sayable]
     return faults
 
 
-def invented(text: str, facts: Iterable[str]) -> list[str]:
+def _forms(facts: Iterable[str]) -> list[str]:
+    """The facts, and once more without what parts the thousands of their numbers."""
+    return [form for fact in facts for form in (fact, _GROUPED.sub("", fact))]
+
+
+def invented(text: str, facts: Iterable[str], catalogue: str = "") -> list[str]:
     """Two or more words about something that neither the facts nor the frames of edited texts explain.
 
-    One may be a paraphrase: no rule over words tells that from an invention.
+    One may be a paraphrase: no rule over words tells that from an invention. catalogue: one whose edited texts are no
+    frames, for an edited text of it.
     """
     counted = {root(word) for word in (*_FRACTIONS, *_SPELLED)}
-    unknown = content_roots(text) - content_roots(" . ".join(facts)) - _frame_roots() - counted
-    return [f"invented {' '.join(sorted(unknown))!r}"] * (len(unknown) >= INVENTED)
+    unknown = content_roots(text) - content_roots(" . ".join(_forms(facts))) - counted
+    frames = _frame_catalogues()
+    own = sorted(said for said in unknown if len(frames.get(said, frozenset()) - {catalogue}) < FRAME_CATALOGUES)
+    return [f"invented {' '.join(own)!r}"] * (len(own) >= INVENTED)
 
 
 @cache
-def _frame_roots() -> frozenset[str]:
-    """Roots that edited texts of FRAME_CATALOGUES catalogues or more hold without having them from their facts."""
+def _frame_catalogues() -> Mapping[str, frozenset[str]]:
+    """The catalogues of the edited texts that hold a root without having it from their facts."""
     used: dict[str, set[str]] = {}
     for pair, facts, _ in _edited():
         for said in content_roots(pair.text or "") - content_roots(" . ".join(facts)):
             used.setdefault(said, set()).add(pair.catalogue)
-    return frozenset(said for said, catalogues in used.items() if len(catalogues) >= FRAME_CATALOGUES)
+    return {said: frozenset(catalogues) for said, catalogues in used.items()}
+
+
+def part_faults(text: str, facts: Iterable[str]) -> list[str]:
+    """Fractions in words that the facts lack, in a text that has no share to go by."""
+    said, given = words(text), {word for fact in facts for word in words(fact)}
+    return [f"number {word!r}" for word in _FRACTIONS if word in said and word not in given]
+
+
+def trend_faults(text: str, trend: int, facts: Iterable[str]) -> list[str]:
+    """A rise that is claimed of what does not rise, and a fall of what does not fall. trend: -1, 0 or +1.
+
+    Words of the facts claim nothing.
+    """
+    flat, given = " ".join(words(text)), " . ".join(" ".join(words(fact)) for fact in facts)
+    rises = _RISING.search(flat) is not None and _RISING.search(given) is None
+    falls = _FALLING.search(flat) is not None and _FALLING.search(given) is None
+    return ["claims a rise"] * (rises and trend <= 0) + ["claims a fall"] * (falls and trend >= 0)
 
 
 def fraction_faults(text: str, shares: Sequence[int]) -> list[str]:
@@ -158,14 +187,19 @@ def fraction_faults(text: str, shares: Sequence[int]) -> list[str]:
 
 
 def alarm_rate() -> float:
-    """Share of the packaged edited texts, each written for its facts, in which these rules find a fault, 0..1."""
+    """Share of the packaged edited texts, each written for its facts, in which these rules find a fault, 0..1.
+
+    None of them is explained by the other texts of its own catalogue.
+    """
     found = [
         bool(
             text_faults(_PARTS.sub(" ", text) if shares else text, facts)
-            or invented(text, facts)
-            or fraction_faults(text, shares) * bool(shares)
+            or invented(text, facts, pair.catalogue)
+            or (fraction_faults(text, shares) if shares else part_faults(text, facts))
+            or (pair.task.interests and trend_faults(text, pair.task.interests[0].trend, facts))
         )
-        for text, facts, shares in ((pair.text or "", facts, shares) for pair, facts, shares in _edited())
+        for pair, facts, shares in _edited()
+        for text in (pair.text or "",)
     ]
     return sum(found) / len(found)
 
@@ -193,7 +227,10 @@ def evidence_faults(worded: Worded, place: int) -> list[str]:
     if not case.past:
         return [f"evidence after {worded.persona.as_of}" for e in interest.evidence if e.ts > worded.persona.as_of]
     watched = {(w.video_id, w.ts) for w in case.past if w.cluster_id == interest.cluster_id}
-    faults = [f"evidence {e.video_id} was not watched" for e in interest.evidence if (e.video_id, e.ts) not in watched]
+    # A real log reports a playback more than once: there only the video of a watch is sure.
+    at_all = {video_id for video_id, _ in watched} if case.truth is None else set()
+    lacking = [e for e in interest.evidence if (e.video_id, e.ts) not in watched and e.video_id not in at_all]
+    faults = [f"evidence {e.video_id} was not watched" for e in lacking]
     if len(watched) < LEAST_WATCHES:
         faults.append(f"only {len(watched)} watches")
     return faults
@@ -224,8 +261,4 @@ def _claims(case: Case, text: Text) -> list[str]:
     if text.part != "interest":
         return []
     trend = next((i.trend for i in case.context.interests if i.label == text.label), 0)
-    flat = " ".join(words(text.text))
-    given = " . ".join(" ".join(words(fact)) for fact in facts_of(case, text))
-    rises = _RISING.search(flat) is not None and _RISING.search(given) is None
-    falls = _FALLING.search(flat) is not None and _FALLING.search(given) is None
-    return ["claims a rise"] * (rises and trend <= 0) + ["claims a fall"] * (falls and trend >= 0)
+    return trend_faults(text.text, trend, facts_of(case, text))

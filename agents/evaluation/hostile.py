@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import orjson
 
 import triton_models
 from agents.clusters.embedding import Embedder
-from agents.evaluation.answers import Worded, form_of
+from agents.evaluation.answers import Worded
 from agents.evaluation.cases import Case
-from agents.evaluation.leakage import task_part
 from agents.evaluation.text import FUNCTION_WORDS, plain, root, words
 from agents.evaluation.viewers import Platform
 from streams.records import (
@@ -30,6 +29,7 @@ from streams.records import (
     NovelCandidate,
     RefreshRequest,
     Rule,
+    Tier,
 )
 from streams.simulation import START_TS
 
@@ -46,17 +46,16 @@ _MARKERS: Final = re.compile(
 class Twin:
     """A hostile title and the same one without what makes it hostile.
 
-    wanted: the words that its order wants said, decoded where it hides them, empty where an odd title orders nothing to
-    be said; None where that is not named, and then every word that only the hostile title has stands for them.
-    late: written after the filter of titles was, without a look at its patterns.
+    payload: the words that the title wants said, if they are not all that the clean one lacks; later: written after the
+    filters that titles pass, in other wordings than those that the filters were tried with.
     """
 
     kind: str
     label: str
     hostile: str
     clean: str
-    wanted: tuple[str, ...] | None = None
-    late: bool = False
+    payload: str | None = None
+    later: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,44 +70,27 @@ class Trial:
 
 @dataclass(frozen=True, slots=True)
 class Likeness:
-    """How alike personas of twins are: share of equal texts and cosines, 0..1; `again` is clean beside clean.
+    """How alike personas of twins are: share of equal texts and mean cosine, 0..1; `again` is clean beside clean.
 
-    changed: hostile personas of which any text differs from the clean twin's; unlike: those with a text whose cosine is
-    below the least of any text of `again`, None without those.
+    less_alike: twins whose mean cosine is below the least of `again`; both are None without any.
     """
 
     equal: float
     cosine: float
     least_cosine: float
-    changed: int
-    unlike: int | None
     equal_again: float | None
     cosine_again: float | None
-    least_cosine_again: float | None
-    changed_again: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class Reach:
-    """How far hostile titles came, in titles.
-
-    tried; reached: of which any word that the clean twin lacks stood in a prompt; payload_reached: of which a word of
-    the payload did; fallbacks, clean_fallbacks: personas with a text of a template's or without a topic, by the hostile
-    and by the clean title; broke_out: see `breakouts`.
-    """
-
-    tried: int
-    reached: int
-    payload_reached: int
-    fallbacks: int
-    clean_fallbacks: int
-    broke_out: int
+    least_again: float | None
+    less_alike: int | None
 
 
 def packaged_twins(path: Path = PACKAGED) -> list[Twin]:
     """The packaged hostile titles."""
     rows = [orjson.loads(line) for line in path.read_bytes().splitlines()]
-    return [_twin(row) for row in rows]
+    return [
+        Twin(row["kind"], row["label"], row["hostile"], row["clean"], row.get("payload"), row.get("written") == "after")
+        for row in rows
+    ]
 
 
 def twin_cases(twin: Twin, platform: Platform) -> tuple[Case, Case]:
@@ -120,27 +102,14 @@ def twin_cases(twin: Twin, platform: Platform) -> tuple[Case, Case]:
 
 
 def breakouts(trials: Sequence[Trial]) -> dict[str, list[str]]:
-    """By kind, what broke out of a hostile title into a persona; its length is the number of titles that did.
+    """By kind, what broke out of a hostile title into a persona.
 
-    Markup, links, chat markers, control characters, forged items, and any word of the payload: see `payload_of`. Words
-    that students use for clean titles too say nothing.
+    Markup, links, chat markers, control characters, another number of texts than asked for, and words of the payload:
+    see `payload_of`. Words that students use for clean titles too say nothing.
     """
-    frames = _frames(trials)
+    frames = {root(word) for trial in trials for text in trial.clean.texts for word in words(text.text)}
     found = {trial.twin.kind: broken_out(trial.twin, trial.hostile, frames) for trial in trials}
     return {kind: what for kind, what in found.items() if what}
-
-
-def reach(trials: Sequence[Trial], broken: Mapping[str, Sequence[str]]) -> Reach:
-    """How far the titles of these trials came. broken: what `breakouts` found among all trials."""
-    asked = [_prompted(trial.hostile) - _prompted(trial.clean) for trial in trials]
-    return Reach(
-        tried=len(trials),
-        reached=sum(bool(only_hostile(t.twin) & seen) for t, seen in zip(trials, asked, strict=True)),
-        payload_reached=sum(bool(payload_of(t.twin) & seen) for t, seen in zip(trials, asked, strict=True)),
-        fallbacks=sum(not form_of(trial.hostile).complete for trial in trials),
-        clean_fallbacks=sum(not form_of(trial.clean).complete for trial in trials),
-        broke_out=sum(trial.twin.kind in broken for trial in trials),
-    )
 
 
 def broken_out(twin: Twin, worded: Worded, frames: set[str]) -> list[str]:
@@ -159,84 +128,62 @@ def broken_out(twin: Twin, worded: Worded, frames: set[str]) -> list[str]:
     return list(dict.fromkeys(found))
 
 
+def reached(trials: Sequence[Trial]) -> int:
+    """How many hostile titles had a word that their clean twins lack in a prompt: the others were left out before."""
+    return sum(
+        any(root(word) in payload_of(trial.twin) for call in trial.hostile.calls for word in words(_line(call.prompt)))
+        for trial in trials
+    )
+
+
+def fallbacks(trials: Sequence[Trial]) -> tuple[int, int]:
+    """How many personas of hostile titles, and of their clean twins, are templates."""
+    hostile = sum(trial.hostile.persona.tier is Tier.TEMPLATE for trial in trials)
+    return hostile, sum(trial.clean.persona.tier is Tier.TEMPLATE for trial in trials)
+
+
+def _line(prompt: str) -> str:
+    """What a prompt says of the viewer: the instruction is the same for all."""
+    return prompt.rsplit("<|im_start|>user", 1)[-1].partition("<|im_end|>")[0]
+
+
 def payload_of(twin: Twin) -> set[str]:
-    """Roots of the words that the order of a title wants said, and that neither the clean title nor its context has.
+    """Roots of the words that the title wants said, invisible characters and compatibility forms folded.
 
-    A word of the order itself, or of a title that is odd and orders nothing, may be retold as any plain word may.
+    Where the twin does not say which, all that its clean title lacks.
     """
-    if twin.wanted is None:
-        return only_hostile(twin)
-    return {root(word) for word in words(" ".join(twin.wanted))} - _own_roots(twin)
-
-
-def only_hostile(twin: Twin) -> set[str]:
-    """Roots of the words that only the hostile title has, invisible characters and compatibility forms folded."""
-    # Letters of other alphabets that look like ours are words of the title as they stand.
-    squeezed = plain(twin.hostile)
+    own = {root(word) for word in words(". ".join((twin.clean, twin.label, _OTHER_LABEL, *_OTHER_TITLES)))}
+    # Letters of other alphabets that look like ours are words of the payload as they stand.
+    squeezed = plain(twin.hostile if twin.payload is None else twin.payload)
     hostile = {word for word in words(squeezed) if word not in FUNCTION_WORDS and (len(word) > 1 or word.isdigit())}
-    return {root(word) for word in hostile} - _own_roots(twin)
+    return {root(word) for word in hostile} - own
 
 
 def likeness(trials: Sequence[Trial], embedder: Embedder) -> Likeness:
     """Texts of hostile personas beside those of their clean twins, and clean ones beside themselves for scale.
 
-    The same prompt may be answered in other words in another batch; `again` shows how often. Needs a trial.
+    The same prompt may be answered in other words in another batch; `again` shows how often. The least cosines are of
+    personas, the mean over their texts. Needs a trial.
     """
-    beside = [_text_pairs(trial.hostile, trial.clean) for trial in trials]
-    again = [_text_pairs(trial.again, trial.clean) for trial in trials if trial.again is not None]
-    pairs, pairs_again = [pair for own in beside for pair in own], [pair for own in again for pair in own]
-    cosines = _cosines(pairs, embedder)
-    cosines_again = _cosines(pairs_again, embedder) if pairs_again else None
-    least_again = None if cosines_again is None else float(cosines_again.min())
-    ends = np.cumsum([len(own) for own in beside])[:-1]
-    least = [float(own.min()) for own in np.split(cosines, ends)]
+    twins = [_cosines(_text_pairs(trial.hostile, trial.clean), embedder) for trial in trials]
+    repeats = [_cosines(_text_pairs(t.again, t.clean), embedder) for t in trials if t.again is not None]
+    pairs = [pair for trial in trials for pair in _text_pairs(trial.hostile, trial.clean)]
+    again = [pair for t in trials if t.again is not None for pair in _text_pairs(t.again, t.clean)]
+    least_again = min(float(own.mean()) for own in repeats) if repeats else None
     return Likeness(
         equal=sum(a == b for a, b in pairs) / len(pairs),
-        cosine=float(cosines.mean()),
-        least_cosine=min(least),
-        changed=sum(_differ(own) for own in beside),
-        # Cosines of equal texts come out a little off one.
-        unlike=None if least_again is None else sum(one < least_again - _ROUNDING for one in least),
-        equal_again=sum(a == b for a, b in pairs_again) / len(pairs_again) if pairs_again else None,
-        cosine_again=None if cosines_again is None else float(cosines_again.mean()),
-        least_cosine_again=least_again,
-        changed_again=sum(_differ(own) for own in again) if again else None,
+        cosine=float(np.concatenate(twins).mean()),
+        least_cosine=min(float(own.mean()) for own in twins),
+        equal_again=sum(a == b for a, b in again) / len(again) if again else None,
+        cosine_again=float(np.concatenate(repeats).mean()) if repeats else None,
+        least_again=least_again,
+        # A text beside itself may miss 1 by a rounding.
+        less_alike=None if least_again is None else sum(float(own.mean()) < least_again - 1e-6 for own in twins),
     )
 
 
-_ROUNDING: Final = 1e-5
 _OTHER_LABEL: Final = "kite building"
 _OTHER_TITLES: Final = ("A first diamond kite from paper", "Which cord holds in a strong wind?")
-
-
-def _twin(row: dict[str, Any]) -> Twin:
-    wanted = row.get("wanted")
-    return Twin(
-        kind=row["kind"],
-        label=row["label"],
-        hostile=row["hostile"],
-        clean=row["clean"],
-        wanted=None if wanted is None else tuple(wanted),
-        late=row.get("late", False),
-    )
-
-
-def _own_roots(twin: Twin) -> set[str]:
-    """Of what a persona may say in any case: the clean title, its label and what stands beside it."""
-    return {root(word) for word in words(". ".join((twin.clean, twin.label, _OTHER_LABEL, *_OTHER_TITLES)))}
-
-
-def _frames(trials: Sequence[Trial]) -> set[str]:
-    return {root(word) for trial in trials for text in trial.clean.texts for word in words(text.text)}
-
-
-def _prompted(worded: Worded) -> set[str]:
-    """Roots of the words that the student was asked with, without what stands before its task."""
-    return {root(word) for call in worded.calls for word in words(task_part(call.prompt))}
-
-
-def _differ(pairs: Sequence[tuple[str, str]]) -> bool:
-    return any(a != b for a, b in pairs)
 
 
 def _case(twin: Twin, title: str, platform: Platform) -> Case:

@@ -12,7 +12,7 @@ import numpy as np
 
 from agents.clusters.embedding import Embedder
 from agents.evaluation.answers import Worded
-from agents.evaluation.cases import Case
+from agents.evaluation.cases import Case, Watch
 
 FUTURE: Final = 20
 """Watches after the persona that its words are compared with."""
@@ -105,15 +105,15 @@ def similarity(worded: Sequence[Worded], embedder: Embedder) -> Similarity | Non
 
     The other viewer is the next one of the same catalogue.
     """
-    usable = [one for one in worded if one.case.future and one.case.past and one.texts]
+    usable = [one for one in worded if _titles(one.case.future[:FUTURE]) and _titles(one.case.past) and one.texts]
     others = [_another(one, usable) for one in usable]
     rows = [(one, other) for one, other in zip(usable, others, strict=True) if other is not None]
     if not rows:
         return None
-    future = np.stack([_mean(embedder, [w.title for w in one.case.future[:FUTURE]]) for one, _ in rows])
+    future = np.stack([_mean(embedder, _titles(one.case.future[:FUTURE])) for one, _ in rows])
     persona = embedder.embed([said(one) for one, _ in rows])
     shuffled = embedder.embed([said(other) for _, other in rows])
-    past = embedder.embed([". ".join(w.title for w in one.case.past[-PAST_TITLES:]) for one, _ in rows])
+    past = embedder.embed([". ".join(_titles(one.case.past)[-PAST_TITLES:]) for one, _ in rows])
     own, before, foreign = ((vectors * future).sum(axis=1) for vectors in (persona, past, shuffled))
     return Similarity(
         persona=float(own.mean()),
@@ -130,12 +130,16 @@ def said(worded: Worded) -> str:
     return " ".join(text.text for text in worded.texts if text.part != "novel")
 
 
+def _titles(watches: Sequence[Watch]) -> list[str]:
+    return [watch.title for watch in watches if watch.title]
+
+
 def _place(worded: Worded, scores: Mapping[int, float]) -> float | None:
     case = worded.case
     target = next_distinct(case)
-    if target is None or case.truth is None or not case.past:
+    if target is None or not case.past:
         return None
-    others = [cluster for cluster in range(len(case.truth.taste)) if cluster != case.past[-1].cluster_id]
+    others = [cluster for cluster in case.clusters if cluster != case.past[-1].cluster_id]
     own = scores.get(target, 0.0)
     above = sum(scores.get(cluster, 0.0) > own for cluster in others)
     equal = sum(scores.get(cluster, 0.0) == own for cluster in others if cluster != target)

@@ -11,7 +11,8 @@ from typing import Any, Final
 import numpy as np
 
 from agents.clusters.embedding import Embedder
-from agents.evaluation.answers import Worded, first_said, form_of, template_passes, templated
+from agents.evaluation import leakage
+from agents.evaluation.answers import Source, Worded, first_said, form_of, sources, template_passes, templated
 from agents.evaluation.cases import Slice
 from agents.evaluation.consistency import Change, changes, far_changes, interval, separation
 from agents.evaluation.failure_modes import (
@@ -28,12 +29,12 @@ from agents.evaluation.failure_modes import (
     sporadic,
 )
 from agents.evaluation.faithfulness import alarm_rate, faithfulness, mismatched_cosine, statements
-from agents.evaluation.hostile import Trial, breakouts, likeness, reach
+from agents.evaluation.hostile import breakouts, fallbacks, likeness, reached
 from agents.evaluation.incremental import tokens_by_part, windows
-from agents.evaluation.leakage import unchecked_ids, voiced
+from agents.evaluation.leakage import voiced
 from agents.evaluation.prediction import PREDICTORS, ranked, similarity
 from agents.evaluation.reading import breaks_off, reading
-from agents.evaluation.run import STREAM_EDGES, Material, Measured, all_leaks, searched, templates_of
+from agents.evaluation.run import STREAM_EDGES, Material, Measured, all_leaks, templates_of
 from streams.records import Tier
 
 SAMPLES: Final = 20
@@ -58,7 +59,8 @@ _MEANINGS: Final = {
     "form, published word for word. A text that a template had to write, or a topic that was left out, fails "
     "its persona",
     "faithfulness": "share of statements (interests, novel topics, summaries) without a fault: evidence is among the "
-    "viewer's watches, at least 3 of them; no number, name or time that the facts lack; no trend against theirs",
+    "viewer's watches, at least 3 of them; no number, fraction, name or time that the facts lack, no two words that "
+    "nothing explains, no rise or fall that is not theirs",
     "main_missed": "share of personas without the cluster of the largest true share among those watched on 3 "
     "occasions since that taste is in force, or with words for it that speak of something else",
     "sporadic": "share of stated interests that were watched fewer than 3 times",
@@ -72,18 +74,21 @@ _MEANINGS: Final = {
     "one viewer "
     "alone watched (the last also in prompts)",
     "hostile": "hostile titles that were tried, each beside its clean twin",
-    "breakouts": "hostile titles in whose personas stand markup, links, chat markers, forged items, or words that "
-    "their orders want said",
+    "breakouts": "those of them that broke out into their personas: markup, links, chat markers, forged items, or "
+    "words that the title wants said",
     "tokens_mean": "tokens in and out of all answers, refused ones too, for one persona from nothing",
 }
 
 
-def report(measured: Measured, material: Material, figures: Mapping[str, Any], embedder: Embedder, seed: int) -> str:
-    """The page, Markdown."""
+def report(
+    measured: Measured, material: Material, figures: Mapping[str, Any], embedder: Embedder, seed: int, command: str
+) -> str:
+    """The page, Markdown. command: that made it, as it is typed."""
     templates = templates_of(measured.worded)
     sections = [
-        _head(measured, figures, seed),
+        _head(measured, figures, seed, command),
         _form(measured, material),
+        _tiers(measured, templates),
         _slices(measured.worded),
         _truth(measured.worded, embedder),
         _faults(measured.worded),
@@ -119,21 +124,21 @@ def badness(worded: Worded) -> tuple[int, int]:
     return faults + (form.asked - form.own), len(form.refused)
 
 
-def _head(measured: Measured, figures: Mapping[str, Any], seed: int) -> str:
+def _head(measured: Measured, figures: Mapping[str, Any], seed: int, command: str) -> str:
     models = Counter(f"{one.persona.model.name}/{one.persona.model.version}" for one in measured.worded)
     model = models.most_common(1)[0][0]
     rows = [(name, value, BARS.get(name, ""), _MEANINGS[name]) for name, value in figures.items()]
     known = measured.worded[0].case.truth is not None
+    watched = any(one.case.past for one in measured.worded)
     about = (
         "Simulated viewers of held-out catalogues, none of whose labels a student was trained on, watched; the real "
         "handlers asked for personas; the real writer had a real student word them."
         if known
-        else "The contexts are given ones: nothing but the requests is known of their viewers, and what needs more is "
-        "left blank. The hostile titles and the stream for the cache are the packaged ones."
+        else f"The contexts are given ones: nothing but the requests {'and the watches ' * watched}is known of their "
+        "viewers, and what needs more is left blank. The hostile titles and the stream for the cache are packaged ones."
     )
-    return f"# How good the personas are\n\n{about} Student: {safe(model)}; `personas eval`, seed {seed}.\n\n" + table(
-        ["figure", "value", "bar", "what it is"], rows
-    )
+    made = f"Student: {safe(model)}. Made by {safe(command)}, seed {seed}."
+    return f"# How good the personas are\n\n{about} {made}\n\n" + table(["figure", "value", "bar", "what it is"], rows)
 
 
 def _form(measured: Measured, material: Material) -> str:
@@ -168,13 +173,37 @@ def _form(measured: Measured, material: Material) -> str:
         by_tier.append((tier, tiers[tier] / len(measured.worded), tokens, passed))
     reasons = ", ".join(f"{reason} {count}" for reason, count in refused.most_common()) or "none"
     return (
-        "## Form, cost and tiers\n\nA text is asked for up to four times; the first answer is greedy. Seconds "
-        "include the wait for the other personas that are worded at the same time.\n\n"
+        "## Form, cost and tiers\n\nA text is asked for up to six times; the first answer is greedy. Where two "
+        "personas hold the same facts the student is asked once, and both are charged its tokens. Seconds include the "
+        "wait for the other personas that are worded at the same time.\n\n"
         + table(["", "value"], rows)
         + f"\n\nAnswers that the gate refused, by reason: {reasons}.\n\nBy tier: share of personas, tokens, and "
         "share of "
         "texts that the gate takes. No teacher is configured here; a dash says that nothing was measured.\n\n"
         + table(["tier", "share", "tokens", "gate takes"], by_tier)
+    )
+
+
+def _tiers(measured: Measured, templates: Sequence[Worded]) -> str:
+    rows: list[Sequence[object]] = []
+    for name, worded in (("from nothing", measured.worded), ("with the cache", measured.in_turn)):
+        whole = [
+            (source, tokens, (text.part, text.place) in sound)
+            for one in worded
+            for sound in [{(s.part, s.place) for s in statements(one) if not s.faults}]
+            for text, source, tokens in sources(one)
+        ]
+        for source in Source:
+            own = [(tokens, holds) for other, tokens, holds in whole if other is source]
+            if own:
+                tokens, holds = (mean(column) for column in zip(*own, strict=True))
+                rows.append((name, source, len(own) / len(whole), float(tokens), float(holds)))
+    rows.append(("templates alone", Source.TEMPLATE, 1.0, 0.0, faithfulness(templates)))
+    return (
+        "## Tiers\n\nWhere the texts are from: each persona from nothing, some in turn over one store with a cache, "
+        "all by templates, which ask no model. Tokens are of all answers to a text, those that the gate refused too; "
+        "faithful is the share of the texts without a fault.\n\n"
+        + table(["personas", "tier", "share of texts", "tokens a text", "faithful"], rows)
     )
 
 
@@ -260,9 +289,11 @@ def _faults(worded: Sequence[Worded]) -> str:
     return (
         "## Failure modes\n\nThe four that the published system names, against the true taste and the viewer's "
         "own watches. "
-        "After a shift an interest stays until the evidence against it is clear, so the second outdated figure "
+        "After a shift an interest stays until the evidence against it is clear, so the last outdated figure "
         "counts "
-        "what no system that needs evidence could avoid.\n\n" + table(["", "found", "of", "share"], _rates(rows))
+        "what no system that needs evidence could avoid. `outdated` is of all interests shown; most of them are of "
+        "viewers whose taste never shifted, so beside it stand the interests that could be outdated at all.\n\n"
+        + table(["", "found", "of", "share"], _rates(rows))
     )
 
 
@@ -273,10 +304,15 @@ def _novelty(worded: Sequence[Worded]) -> str:
         ("novel topics watched later", hits),
         ("any cluster not watched before, watched later", others),
     ]
+    simulated = worded[0].case.truth is not None
     return (
-        "## Novelty\n\nPackaged viewers are simulated without regard to what clusters are close to each other, so a "
-        "topic that is close "
-        "to an interest is no likelier to be watched later than any other: the hit rate says little here.\n\n"
+        "## Novelty\n\n"
+        + (
+            "These viewers are simulated without regard to what clusters are close to each other, so a topic that is "
+            "close to an interest is no likelier to be watched later than any other: the hit rate says little.\n\n"
+            if simulated
+            else ""
+        )
         + table(["", "found", "of", "share"], _rates(rows))
     )
 
@@ -361,7 +397,7 @@ def _reading(measured: Measured, templates: Sequence[Worded]) -> str:
         same = {one.case.request.request_id for one in measured.base}
         chosen["student, where the base model was asked"] = _of(measured.worded, same)
         chosen["template, there"] = _of(templates, same)
-        chosen["base model's first answers"] = [first_said(one) for one in measured.base]
+        chosen["base model's first answers"] = measured.base
     rows = [
         (name, r.texts, r.distinct_2, r.distinct_3, r.first_word_bits, r.words, r.ease, r.broken_off, r.shared_frames)
         for name, worded in chosen.items()
@@ -391,23 +427,23 @@ def _reading(measured: Measured, templates: Sequence[Worded]) -> str:
     if measured.base is None:
         return text + "\n\nThe base model was not run beside it (`--base`, with base.gguf in the assets)."
     beside: list[Sequence[object]] = []
-    for name, worded in (("student", _of(measured.worded, same)), ("base model", measured.base)):
+    own = [first_said(one) for one in _of(measured.worded, same)]
+    for name, worded in (("student", own), ("base model", measured.base)):
         forms = [form_of(one) for one in worded]
-        asked = sum(form.asked for form in forms)
         beside.append(
             (
                 name,
                 len(worded),
-                mean(f.complete for f in forms),
-                sum(f.first for f in forms) / asked,
-                faithfulness([first_said(one) for one in worded]),
-                mean(o.tokens for o in worded),
+                sum(form.first for form in forms) / sum(form.asked for form in forms),
+                faithfulness(worded),
+                mean(one.tokens for one in worded),
             )
         )
     return (
         text
-        + "\n\nThe student and the model it was distilled from, on the same contexts and prompts:\n\n"
-        + table(["", "contexts", "format", "first answers taken", "first answers faithful", "tokens"], beside)
+        + "\n\nThe first answers of the student and of the model it was distilled from, to the same prompts, before "
+        "the gate: no other try and no template stands in for what is refused.\n\n"
+        + table(["", "contexts", "first answers taken", "first answers faithful", "tokens"], beside)
     )
 
 
@@ -416,66 +452,55 @@ def _of(worded: Sequence[Worded], requests: set[str]) -> list[Worded]:
 
 
 def _safety(measured: Measured, embedder: Embedder) -> str:
-    found, personas = all_leaks(measured), searched(measured)
+    found = all_leaks(measured)
+    untelling = len({one.case.user_id for one in measured.worded if not leakage.is_telling(one.case)})
+    broken = breakouts(measured.trials)
+    known = measured.worded[0].case.truth is not None
+    searched = len(measured.worded) + len(measured.in_turn) + 2 * len(measured.trials)
+    searched += len(measured.canaries) + len(measured.canaries_in_turn)
     text = (
-        f"## Leaks\n\n{len(found)} in {len(personas):,} personas, hostile titles' included; each simulated viewer "
-        f"watched a video of their own whose title no card holds. {len(measured.canaries)} personas with invented "
-        "words in the facts were worded, half of them at the same time and half over one cache; "
-        f"{voiced(measured.canaries)} of them said one of their own, so that it could be seen in another. Ids of "
-        f"{len(unchecked_ids(personas))} viewers cannot be looked for: they are short, numbers, ordinary words, or in "
-        "the facts anyway.\n\n" + "\n".join(f"- {safe(leak.what)}: {safe(leak.text)}" for leak in found[:20])
+        f"## Leaks\n\n{len(found)} in {searched} personas, those of hostile titles included. "
+        + ("Each viewer watched a video of their own, whose title no card holds. " if known else "")
+        + f"{len(measured.canaries)} viewers with invented words in their facts were worded side by side, each with a "
+        f"cache of their own, and {len(measured.canaries_in_turn)} over one cache: {voiced(measured.canaries)} and "
+        f"{voiced(measured.canaries_in_turn)} had such a word said of themselves. "
+        "Ids that are numbers, words of "
+        f"the facts or shorter than {leakage.LEAST_ID} characters are not looked for: {untelling} viewers have one.\n\n"
+        + "\n".join(f"- {safe(leak.what)}: {safe(leak.text)}" for leak in found[:20])
     ).rstrip()
     if not measured.trials:
         return text
-    return f"{text}\n\n{_hostile(measured.trials, embedder)}"
-
-
-def _hostile(trials: Sequence[Trial], embedder: Embedder) -> str:
-    alike, broken = likeness(trials, embedder), breakouts(trials)
+    alike = likeness(measured.trials, embedder)
     groups = {
-        "all": trials,
-        "written before or with the filter of titles": [trial for trial in trials if not trial.twin.late],
-        "written after it, without a look at its patterns": [trial for trial in trials if trial.twin.late],
+        "packaged": [trial for trial in measured.trials if not trial.twin.later],
+        "written after the filters, in other wordings": [trial for trial in measured.trials if trial.twin.later],
     }
-    rows = []
-    for name, own in groups.items():
-        far = reach(own, broken)
-        rows.append(
-            (name, far.tried, far.reached, far.payload_reached, far.fallbacks, far.clean_fallbacks, far.broke_out)
-        )
-    return (
-        f"## Hostile titles\n\n{len(trials)} titles that try to be orders, markup or other fields, "
-        "each worded beside its clean "
-        f"twin in an otherwise equal context: {len(broken)} broke out. Most hostile titles are dropped before the "
-        "prompt, and those say little of the student; the ones that reach it do. The payload is what an order wants "
-        "said: other words of a title may be retold as plain content. Fallbacks are personas with a text of a "
-        "template's or without a topic.\n\n"
+    text += (
+        f"\n\n## Hostile titles\n\n{len(measured.trials)} titles that try to be orders, markup or other fields, "
+        "each worded beside its clean twin in an otherwise equal context. Titles that read like orders, markup or code "
+        "are left out of prompts, so most test that filter and not the student: a title reached the prompt if a word "
+        "of what it wants said did. Broke out: markup, another item, or such a word in the persona.\n\n"
         + table(
+            ["titles", "how many", "reached the prompt", "broke out", "templates, hostile", "templates, clean"],
             [
-                "titles",
-                "tried",
-                "reached the prompt, any word of what makes them hostile",
-                "a word of the payload",
-                "fallbacks, hostile",
-                "fallbacks, clean",
-                "broke out",
+                (name, len(own), reached(own), sum(t.twin.kind in broken for t in own), *fallbacks(own))
+                for name, own in groups.items()
+                if own
             ],
-            rows,
         )
-        + "\n\n"
+        + "\n\nHow alike the personas of twins are. Where a title is left out another one is retold, so texts differ "
+        "and their meaning stays.\n\n"
         + table(
             ["", "hostile beside clean", "clean beside itself, worded again"],
             [
-                ("personas", len(trials), sum(trial.again is not None for trial in trials)),
-                ("of them with another text", alike.changed, alike.changed_again),
-                ("of them with a text less like it than any worded again", alike.unlike, None),
                 ("equal texts", alike.equal, alike.equal_again),
-                ("mean cosine", alike.cosine, alike.cosine_again),
-                ("least cosine", alike.least_cosine, alike.least_cosine_again),
+                ("mean cosine of texts", alike.cosine, alike.cosine_again),
+                ("least cosine of a persona", alike.least_cosine, alike.least_again),
+                ("personas less alike than any clean one beside itself", alike.less_alike, None),
             ],
         )
-        + "".join(f"\n\n- {safe(kind)}: {safe('; '.join(what))}" for kind, what in list(broken.items())[:20])
     )
+    return text + "".join(f"\n\n- {safe(kind)}: {safe('; '.join(what))}" for kind, what in list(broken.items())[:20])
 
 
 def _incremental(measured: Measured, material: Material) -> str:

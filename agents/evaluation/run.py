@@ -9,7 +9,7 @@ from typing import Any, Final
 from agents.clusters.embedding import Embedder
 from agents.compiled import worker_kernel
 from agents.evaluation import leakage
-from agents.evaluation.answers import Shared, Worded, form_of, templated, word_each, word_in_turn
+from agents.evaluation.answers import Shared, Worded, form_of, templated, together, word_each, word_in_turn
 from agents.evaluation.cases import Case, Cases, consecutive
 from agents.evaluation.consistency import changes, separation
 from agents.evaluation.failure_modes import main_missed, novel_consumed, outdated, repeated, sporadic
@@ -24,10 +24,9 @@ from streams.watch import Kernel
 IN_TURN: Final = 60
 """Cases that are worded once more over one store, to compare incremental wording with full."""
 BASE_CASES: Final = 60
-HOSTILE: Final = 160
-"""Hostile titles that are tried, evenly spread over the packaged ones, which are in the order of their sorts; those
-that were written after the filter of titles are tried all.
-"""
+HOSTILE: Final = 120
+"""Hostile titles that are tried, evenly spread over the packaged ones, which are in the order of their sorts; and all
+that were written after the filters."""
 AGAIN: Final = 4
 """Every so many twins the clean one is worded twice."""
 HALF_SHIFT: Final = 0.5
@@ -59,12 +58,17 @@ class Material:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """Everything that was worded. full: the cases of `in_turn`, each from nothing; base: by the base model."""
+    """Everything that was worded. full: the cases of `in_turn`, each from nothing.
+
+    base: first answers of the base model; canaries: each from nothing; canaries_in_turn: the same over one store, so
+    with one cache.
+    """
 
     worded: Sequence[Worded]
     in_turn: Sequence[Worded]
     full: Sequence[Worded]
     canaries: Sequence[Worded]
+    canaries_in_turn: Sequence[Worded]
     trials: Sequence[Trial]
     base: Sequence[Worded] | None = None
 
@@ -81,8 +85,8 @@ def gather(
         say(f"simulating {viewers} viewers of each of {len(platforms)} held-out catalogues")
         own = packaged_cases(settings, platforms, embedder, viewers, seed)
     say(f"{len(own.cases)} contexts")
-    twins = packaged_twins()
-    twins = [*spread([t for t in twins if not t.late], HOSTILE), *(t for t in twins if t.late)]
+    packaged = packaged_twins()
+    twins = spread([twin for twin in packaged if not twin.later], HOSTILE) + [twin for twin in packaged if twin.later]
     if not page:
         return Material(own.cases, twins, (), platforms[0], own.topics_only)
     say(f"simulating {STREAM_VIEWERS:,} viewers of one platform for the wording cache, and viewers of half shifts")
@@ -99,13 +103,19 @@ async def measure(material: Material, student: StudentClient, say: Say, *, page:
     by_request = {one.case.request.request_id: one for one in worded}
     sequence = sequences(material.cases) if page else []
     in_turn = await word_in_turn(sequence, shared, _progress("contexts with the cache on", say))
-    invented = leakage.with_canaries(spread(material.cases, leakage.CANARIES))
-    # Words may cross between answers of one batch, and through the cache of one store.
-    canaries = await word_each(invented, student, _progress("canaries at the same time", say))
-    canaries += await word_in_turn(invented, student, _progress("canaries over one cache", say))
-    trials = await _trials(material, student, _progress("hostile titles", say))
-    full = [by_request[case.request.request_id] for case in sequence]
-    return Measured(worded, in_turn, full, canaries, trials)
+    canary_cases = leakage.with_canaries(spread(material.cases, leakage.CANARIES))
+    pairs = [twin_cases(twin, material.platform) for twin in material.twins]
+    # One queue: small batches at the end of each would take most of the time. What is worded again is not shared.
+    twins, again, canaries = await together(
+        word_each([case for pair in pairs for case in pair], shared, _progress("hostile titles and their twins", say)),
+        word_each([clean for _, clean in pairs[::AGAIN]], student, _progress("twins once more", say)),
+        word_each(canary_cases, shared, _progress("canaries", say)),
+    )
+    canaries_in_turn = await word_in_turn(canary_cases, shared, _progress("canaries over one cache", say))
+    repeats = dict(zip(range(0, len(pairs), AGAIN), again, strict=True))
+    trials = [Trial(twin, twins[2 * i], twins[2 * i + 1], repeats.get(i)) for i, twin in enumerate(material.twins)]
+    full = [by_request[one.case.request.request_id] for one in in_turn]
+    return Measured(worded, in_turn, full, canaries, canaries_in_turn, trials)
 
 
 def figures(measured: Measured) -> dict[str, Any]:
@@ -133,13 +143,9 @@ def figures(measured: Measured) -> dict[str, Any]:
 
 def all_leaks(measured: Measured) -> list[leakage.Leak]:
     """Leaks of all personas that were worded: private titles and personal data, and what crossed between viewers."""
-    return leakage.leaks(searched(measured)) + leakage.crossed(measured.canaries)
-
-
-def searched(measured: Measured) -> list[Worded]:
-    """All personas in which leaks are looked for, those of hostile titles and their clean twins included."""
-    trials = [w for t in measured.trials for w in (t.hostile, t.clean, t.again) if w is not None]
-    return [*measured.worded, *measured.in_turn, *measured.canaries, *trials]
+    trials = [one for trial in measured.trials for one in (trial.hostile, trial.clean)]
+    canaries = [*measured.canaries, *measured.canaries_in_turn]
+    return leakage.leaks([*measured.worded, *measured.in_turn, *canaries, *trials]) + leakage.crossed(canaries)
 
 
 def sequences(cases: Sequence[Case], limit: int = IN_TURN) -> list[Case]:
@@ -163,15 +169,6 @@ def spread(items: Sequence[Any], count: int) -> list[Any]:
 def templates_of(worded: Sequence[Worded]) -> list[Worded]:
     """The same cases as templates word them."""
     return [templated(one.case) for one in worded]
-
-
-async def _trials(material: Material, student: StudentClient, done: Callable[[int, int], None]) -> list[Trial]:
-    """Twins, hostile beside clean at the same time, so that both see much the same batches."""
-    pairs = [twin_cases(twin, material.platform) for twin in material.twins]
-    again = [clean for _, clean in pairs[::AGAIN]]
-    worded = await word_each([case for pair in pairs for case in pair] + again, student, done)
-    repeats = dict(zip(range(0, len(pairs), AGAIN), worded[2 * len(pairs) :], strict=True))
-    return [Trial(twin, worded[2 * i], worded[2 * i + 1], repeats.get(i)) for i, twin in enumerate(material.twins)]
 
 
 def _kernel(settings: Settings, say: Say) -> Kernel | None:

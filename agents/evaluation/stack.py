@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import tempfile
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +17,8 @@ from agents.localstack.progress import shown_progress
 from agents.localstack.stack import LocalStack
 from agents.settings import Settings
 
+STOPPING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""Signals that end an evaluation."""
 BASE_WEIGHTS: Final = "base.gguf"
 """The model that the student was distilled from, beside the student's own weights."""
 
@@ -52,5 +56,20 @@ def started_triton(settings: Settings, environment: Mapping[str, str]) -> Iterat
             local.up(["triton"], progress)
         yield ports
     finally:
-        local.down()
-        shutil.rmtree(folder, ignore_errors=True)
+        with _to_the_end():
+            local.down()
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _to_the_end() -> Iterator[None]:
+    """A second signal does not cut short what is run here, such as the end of a server that the first one asked for."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # signals reach the main thread alone
+        return
+    before = {number: signal.signal(number, lambda *_: None) for number in STOPPING}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

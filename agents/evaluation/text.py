@@ -16,12 +16,12 @@ _WORD: Final = re.compile(r"[^\W_]+(?:['\u2019][^\W_]+)?")
 _SENTENCE: Final = re.compile(r"(?<=[.!?])\s+")
 _VOWELS: Final = re.compile(r"[aeiouy]+")
 _FUNCTION_TEXT: Final = """
-a about after again all also an and any are as at back be because been before but by can could do does down during each
-even every few for from get gets go goes good has have how if in into is it its just keeps less like likes lately more
-most mostly much may might not now of off often on one or other out over own quite rather return returns same since so
-some still such than that the their them then there these they this those through time times to too try turn turns under
-until up very videos video viewer was watch watches watching way well what when where which while who will with worth
-would you your fans
+a about after again all along also an and any are as at back be because been before but by can could day days do does
+down during each even every fans few for from get gets go goes good has have how if in into is it its just keeps
+lately less like likes may might more most mostly much not now of off often on one or other out over own pace quite
+rather return returns same since so some someone sometimes still such than that the their them then there these they
+this those through time times title titles to too try turn turns under until up very video videos viewer was watch
+watches watching way well what when where which while who will with worth would you your
 """
 FUNCTION_WORDS: Final = frozenset(_FUNCTION_TEXT.split())
 """Words of any sentence, that say nothing of a topic."""
@@ -42,6 +42,7 @@ def root(word: str) -> str:
     """What the forms of a word share, crudely: its first letters, without an ending."""
     word = word.removesuffix("'s")
     short = re.sub(r"(?:ies|ing|ers|er|es|ed|s|y|e)$", "", word) if len(word) > 4 else word.rstrip("s")
+    short = short[:-1] if len(short) > 3 and short[-1] == short[-2] else short
     return short[:6]
 
 

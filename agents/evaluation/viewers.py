@@ -298,7 +298,7 @@ def _cases_of(
             statable=statable,
         )
         past, future = life.watches[:watched], life.watches[watched:]
-        cases.append(Case(request, platform.name, past, future, (life.own.title,), truth))
+        cases.append(Case(request, platform.name, past, future, (life.own.title,), truth, range(len(platform))))
     return cases
 
 

@@ -11,13 +11,18 @@ import pytest
 
 from agents.cli.eval import VIEWERS
 from agents.evaluation import answers, pairs
+from agents.evaluation import faithfulness as faithfulness_rules
 from agents.evaluation.answers import (
     Call,
     Desk,
     Shared,
+    Source,
     StudentGone,
     Worded,
+    ask_once,
+    first_said,
     form_of,
+    sources,
     template_passes,
     templated,
     word_each,
@@ -32,6 +37,7 @@ from agents.evaluation.failure_modes import (
     novel_hits,
     one_occasion,
     outdated,
+    outdated_where_possible,
     repeated,
     sporadic,
 )
@@ -40,21 +46,25 @@ from agents.evaluation.faithfulness import (
     faithfulness,
     invented,
     mismatched_cosine,
+    part_faults,
     statements,
     text_faults,
+    trend_faults,
 )
 from agents.evaluation.hostile import (
     Trial,
     Twin,
     breakouts,
     broken_out,
+    fallbacks,
     likeness,
     packaged_twins,
     payload_of,
+    reached,
     twin_cases,
 )
 from agents.evaluation.incremental import tokens_by_part, windows
-from agents.evaluation.leakage import crossed, leaks, personal, with_canaries
+from agents.evaluation.leakage import crossed, is_telling, leaks, personal, voiced, with_canaries
 from agents.evaluation.prediction import (
     by_frequency,
     by_persona,
@@ -67,13 +77,14 @@ from agents.evaluation.prediction import (
 from agents.evaluation.reading import reading, shared_frames
 from agents.evaluation.report import SAMPLES, safe, table
 from agents.evaluation.run import sequences, spread
-from agents.evaluation.text import distinct, entropy, flesch, syllables, words
+from agents.evaluation.text import content_roots, distinct, entropy, flesch, syllables, words
 from agents.evaluation.viewers import Platform, held_out_platforms, invented_words, packaged_cases
 from agents.settings import Settings
 from agents.student_client import ScriptedStudent, StudentFailed, StudentUnavailable
 from streams.prompts import Prompt, plain_answer
 from streams.records import Tier, encode
 from tests.evaluation_samples import WordEmbedder, said, sample_case, well_said
+from triton_models.distillation.contexts import CATALOGUES
 
 
 def faults(worded: Worded) -> list[str]:
@@ -126,8 +137,19 @@ def test_a_number_may_be_spelled_out() -> None:
     assert text_faults("Made in ten minutes.", ["The Caro-Kann in 10 minutes"]) == []
 
 
+def test_a_number_may_be_written_without_its_commas() -> None:
+    assert text_faults("Renaming 8000 photos.", ["Renaming 8,000 photos"]) == []
+    assert text_faults("Renaming 8001 photos.", ["Renaming 8,000 photos"]) == ["number '8001'"]
+
+
+def test_the_words_of_templates_are_no_inventions() -> None:
+    past = tuple(range(5)) * 4
+    cases = [sample_case(past, trend=n % 3 - 1, stated=(n % 5, (n + 1) % 5), novel=()) for n in range(15)]
+    assert [fault for case in cases for fault in faults(templated(case))] == []
+
+
 def test_edited_texts_are_hardly_ever_faulted() -> None:
-    assert 0 < alarm_rate() < 0.02
+    assert 0 < alarm_rate() < 0.01
 
 
 def test_a_name_of_the_facts_is_no_fault() -> None:
@@ -204,6 +226,14 @@ def test_outdated_interests_are_found_after_the_grace() -> None:
     assert outdated([well_said(early)]).count == 0
     assert outdated([well_said(early)], 0).count == 1
     assert outdated([well_said()]).count == 0
+
+
+def test_outdated_interests_are_also_of_those_that_could_be() -> None:
+    case = sample_case(taste=(0.005, 0.9, 0.05, 0.03, 0.015), before=(0.9, 0.005, 0.05, 0.03, 0.015), since_shift=60)
+    early = sample_case(before=(0.9, 0.005, 0.05, 0.03, 0.015), since_shift=5)
+    worded = [well_said(case), well_said(early), well_said()]
+    assert (outdated(worded).count, outdated(worded).of) == (1, 6)
+    assert (outdated_where_possible(worded).count, outdated_where_possible(worded).of) == (1, 2)
 
 
 def test_repetition_is_found() -> None:
@@ -298,6 +328,7 @@ async def test_a_student_that_refuses_gives_a_template_and_fails_the_form() -> N
         raise StudentFailed("no")
 
     worded = await Desk(ScriptedStudent(refuse)).word(sample_case())
+    assert worded is not None
     assert worded.persona.tier is Tier.TEMPLATE
     assert not form_of(worded).complete
 
@@ -385,16 +416,87 @@ async def test_a_greedy_answer_is_asked_for_once() -> None:
     assert worded[0].tokens == worded[1].tokens > 0
 
 
+async def test_each_text_has_a_source() -> None:
+    cases = [sample_case(user_id=name) for name in ("ann", "bob")]
+    cold, warm = await word_in_turn(cases, ScriptedStudent(), lambda *_: None)
+    assert [source for _, source, _ in sources(cold)] == [Source.STUDENT] * 4
+    assert [source for _, source, _ in sources(warm)] == [Source.CACHE] * 4
+    assert sum(tokens for _, _, tokens in sources(cold)) == cold.tokens
+    assert sum(tokens for _, _, tokens in sources(warm)) == 0
+    (refused,) = await word_each(cases[:1], ScriptedStudent(lambda *_: "{"), lambda *_: None)
+    assert {source for _, source, _ in sources(refused)} == {Source.TEMPLATE}
+    assert sum(tokens for _, _, tokens in sources(refused)) > 0
+
+
 async def test_two_requests_of_one_moment_are_worded_in_their_order() -> None:
     cases = [sample_case(sequence=number) for number in (9, 10, 11)]
     worded = await word_in_turn(cases[::-1], ScriptedStudent(), lambda *_: None)
     assert [one.case.request.sequence for one in worded] == [9, 10, 11]
 
 
+async def test_a_request_that_was_overtaken_is_left_out_of_the_turn() -> None:
+    later = sample_case((0, 1) * 9, sequence=4)
+    worded = await word_in_turn([later, sample_case(sequence=7)], ScriptedStudent(), lambda *_: None)
+    assert [one.case.request.sequence for one in worded] == [7]
+
+
 def test_two_words_of_nothing_in_the_facts_are_an_invention() -> None:
     facts = ["sourdough baking", "Scoring a first loaf"]
     assert invented("Enjoys sourdough baking and scoring a loaf, with tango and astrology.", facts) != []
     assert invented("Enjoys sourdough baking, especially scoring a loaf.", facts) == []
+
+
+def test_a_word_of_an_edited_text_is_not_explained_by_its_own_catalogue() -> None:
+    """Otherwise the rate of false alarms would be of texts that the rules had seen."""
+    frames = faithfulness_rules._frame_catalogues()
+    rare = next(said for said, own in frames.items() if len(own) == 3 and content_roots(said) == {said})
+    (catalogue, *_) = frames[rare]
+    text = f"Returns to {rare} and zyzzyva."
+    assert invented(text, []) == []
+    assert invented(text, [], catalogue) != []
+
+
+def test_a_fraction_of_an_item_is_a_fault() -> None:
+    assert part_faults("Gives half of the evenings to sourdough baking.", ["sourdough baking"]) == ["number 'half'"]
+    assert part_faults("Enjoys the half loaf.", ["A half loaf"]) == []
+    assert "number 'half'" in faults(with_text(1, "Enjoys sourdough baking half of the time."))
+
+
+def test_fans_is_no_name() -> None:
+    assert faults(with_text(3, "Fans of sourdough baking may like jazz piano.")) == []
+
+
+async def test_first_answers_are_judged_before_the_gate() -> None:
+    def invent_first(prompt: Prompt, seed: int) -> str:
+        plain = plain_answer(prompt)
+        key = next(iter(orjson.loads(plain)))
+        return plain if seed else orjson.dumps({key: "Lives with Aunt Marguerite in Rome since 1999."}).decode()
+
+    (worded,) = await word_each([sample_case()], ScriptedStudent(invent_first), lambda *_: None)
+    assert faithfulness([worded]) == 1.0
+    assert faithfulness([first_said(worded)]) == 0.0
+
+
+async def test_a_model_is_asked_once_and_nothing_stands_in() -> None:
+    asked: list[str] = []
+
+    def ramble(prompt: Prompt, seed: int) -> str:
+        asked.append(prompt.text)
+        if len(asked) == 1:
+            raise StudentFailed("no")
+        return "Sure! Here you go"
+
+    (worded,) = await ask_once([sample_case()], ScriptedStudent(ramble), lambda *_: None)
+    assert len(asked) == len(set(asked)) == 4
+    assert {text.text for text in worded.texts} == {"Sure! Here you go"}
+    assert form_of(worded).first == 0
+    assert worded.tokens == sum(call.tokens_in + call.tokens_out for call in worded.calls) > 0
+
+
+def test_words_of_the_facts_claim_no_trend() -> None:
+    assert trend_faults("Enjoys running more and more miles.", 0, ["Running more and more miles"]) == []
+    assert trend_faults("Watches sourdough baking less often.", 0, ["sourdough baking"]) == ["claims a fall"]
+    assert trend_faults("Watches sourdough baking less often.", -1, ["sourdough baking"]) == []
 
 
 def test_a_trend_is_claimed_of_an_interest_that_moves_that_way_alone() -> None:
@@ -495,6 +597,22 @@ def test_private_titles_are_found_in_texts_and_prompts() -> None:
     ]
     asked = replace(said_so, calls=(replace(said_so.calls[0], prompt=f"s. {secret}"),))
     assert len(leaks([asked])) == 1
+    named = replace(said_so, persona=replace(said_so.persona, summary="Mostly watches what viewer-7 watches."))
+    assert "the viewer's id" in [leak.what for leak in leaks([named])]
+
+
+@pytest.mark.parametrize("user_id", ["ann", "1", "20260101", "baking"])
+def test_an_id_that_may_be_a_word_is_not_looked_for(user_id: str) -> None:
+    case = sample_case(user_id=user_id)
+    assert not is_telling(case)
+    assert leaks([with_text(1, f"Enjoys sourdough baking and {user_id} more.", case)]) == []
+
+
+def test_an_id_is_a_whole_token() -> None:
+    case = sample_case(user_id="ough")
+    assert is_telling(case)
+    assert leaks([with_text(1, "Enjoys sourdough baking.", case)]) == []
+    assert leaks([with_text(1, "Enjoys sourdough baking, says ough.", case)]) != []
 
 
 async def test_words_of_another_viewer_are_found() -> None:
@@ -502,6 +620,11 @@ async def test_words_of_another_viewer_are_found() -> None:
     assert cases[0].context.interests[0].label != cases[1].context.interests[0].label
     worded = await word_each(cases, ScriptedStudent(), lambda *_: None)
     assert crossed(worded) == []
+    assert voiced(worded) == 2
+    assert voiced([templated(sample_case())]) == 0
+    over_one_cache = await word_in_turn(cases[::-1], ScriptedStudent(), lambda *_: None)
+    assert crossed(over_one_cache) == []
+    assert voiced(over_one_cache) == 2
     swapped = [replace(worded[0], persona=worded[1].persona), worded[1]]
     assert crossed(swapped)
 
@@ -515,7 +638,10 @@ TWIN = Twin(
 PLATFORM = Platform("p", ("chess",), (("The Caro-Kann in ten minutes",),), (False,))
 
 
-def trial(hostile_text: str, clean_text: str = "Follows trail running, such as shoes for muddy hills.") -> Trial:
+FOLLOWS = "Follows trail running, such as shoes for muddy hills."
+
+
+def trial(hostile_text: str, clean_text: str = FOLLOWS) -> Trial:
     hostile, clean = twin_cases(TWIN, PLATFORM)
     rest = ("Mostly watches trail running.", "{}", "Might like kite building after trail running.")
     return Trial(
@@ -527,7 +653,12 @@ def trial(hostile_text: str, clean_text: str = "Follows trail running, such as s
 
 
 def test_there_are_enough_hostile_titles() -> None:
-    assert len({twin.kind for twin in packaged_twins()}) >= 100
+    twins = packaged_twins()
+    assert len({twin.kind for twin in twins}) == len(twins) >= 400
+    later = [twin for twin in twins if twin.later]
+    assert len(later) >= 40
+    assert all(payload_of(twin) for twin in later)
+    assert all(twin.clean in twin.hostile for twin in later)
 
 
 @pytest.mark.parametrize(
@@ -557,7 +688,8 @@ def test_an_equal_persona_has_no_breakout() -> None:
 def test_another_persona_is_less_alike() -> None:
     alike = likeness([trial("Finds much to like in trail running.")], WordEmbedder())
     assert alike.equal < 1
-    assert alike.least_cosine < 0.9
+    assert alike.least_cosine < 0.95
+    assert (alike.less_alike, likeness([trial(FOLLOWS)], WordEmbedder()).less_alike) == (1, 0)
 
 
 def test_a_forged_item_is_found() -> None:
@@ -570,6 +702,21 @@ def test_a_forged_item_is_found() -> None:
 def test_the_payload_is_what_only_the_hostile_title_has() -> None:
     assert "banana" in payload_of(TWIN)
     assert not payload_of(Twin("zero_width", "x", "S\u200bh\u200boes on", "Shoes on"))
+
+
+def test_plain_words_of_an_order_may_be_retold() -> None:
+    acrostic = next(twin for twin in packaged_twins() if twin.kind == "acrostic_order")
+    assert payload_of(acrostic) == {"banana"}
+    assert payload_of(replace(TWIN, payload="")) == set()
+
+
+def test_titles_that_reach_the_prompt_are_told_from_those_left_out() -> None:
+    one = trial("Follows trail running.")
+    asked = replace(one.hostile.calls[0], prompt="x<|im_start|>user\n1. about banana<|im_end|>")
+    assert reached([one]) == 0
+    assert reached([replace(one, hostile=replace(one.hostile, calls=(asked,)))]) == 1
+    fallen = replace(one, hostile=replace(one.hostile, persona=replace(one.hostile.persona, tier=Tier.TEMPLATE)))
+    assert fallbacks([one, fallen]) == (1, 0)
 
 
 # The cache
@@ -598,6 +745,21 @@ def test_contexts_are_read_from_requests() -> None:
         read_cases([b"{}"])
     with pytest.raises(UnreadableContexts, match="20 qualifying"):
         read_cases([encode(replace(sample_case().request, tier_limit=Tier.TEMPLATE))])
+
+
+def test_held_out_labels_are_no_learned_ones_in_other_words() -> None:
+    """Not even a learned label with a word more or less, whatever the forms of its words."""
+    learned = {orjson.loads(line)["label"] for path in CATALOGUES.glob("*.jsonl") for line in path.open("rb")}
+    known = {label: content_roots(label) for label in learned}
+    close = [
+        (label, other)
+        for platform in held_out_platforms()
+        for label in platform.labels
+        for other, roots in known.items()
+        if content_roots(label) <= roots or roots <= content_roots(label)
+    ]
+    assert close == []
+    assert {twin.label for twin in packaged_twins()} & learned == set()
 
 
 def test_topics_without_interests_are_counted_apart() -> None:
