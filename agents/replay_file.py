@@ -2,36 +2,25 @@
 
 from __future__ import annotations
 
-import gzip
-import sys
-import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, TypeAlias
+from typing import Any
 
 import orjson
 
+from agents.event_log import LAST_APPEND_TIME, EventLog
 from agents.persona_writer import PersonaWriter
-from agents.replay import Control, EndBootstrap, Event, Item, ReplayDriver, append_times, as_bootstrap
-from agents.settings import Settings
+from agents.replay import Control, EndBootstrap, Event, Item, ReplayDriver, as_bootstrap
 from agents.stores.memory import MemoryStore
 from agents.student_client import StudentClient
 from agents.teacher_client import TeacherClient
 from agents.telemetry import Telemetry
 from agents.writer_configuration import WriterConfiguration
 from streams import topics
-from streams.decoding import Rejected
-from streams.records import UnknownVideo
-from streams.registry import Registry
 from streams.teaching import TeacherPolicy
-from streams.watch import InputRecord, Outcome, Output, WatchConfiguration
-
-KeyOf: TypeAlias = Callable[[bytes], bytes | None]
-"""From a line to its record key, None where the line has no user id."""
-LAST_APPEND_TIME: Final = 10**14 - 1
-"""Append time for a first look at an event's own ts: later than any ts that is accepted."""
+from streams.watch import InputRecord, Outcome, Output
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,33 +39,6 @@ class Replayed:
         (folder / "summary.json").write_bytes(summary + b"\n")
 
 
-class UnreadableFile(Exception):  # noqa: N818 - a state of the file
-    """A file cannot be read; the message names it."""
-
-
-def read_lines(path: Path) -> list[bytes]:
-    """Lines of a file without their ends; `.gz` is unpacked, `-` is standard input. Raises UnreadableFile."""
-    try:
-        if str(path) == "-":
-            content = sys.stdin.buffer.read()
-        else:
-            content = path.read_bytes()
-            content = gzip.decompress(content) if path.suffix == ".gz" else content
-    except (OSError, EOFError, zlib.error) as error:
-        raise UnreadableFile(f"cannot read {path}: {error}") from error
-    lines = content.split(b"\n")
-    if lines[-1] == b"":
-        lines.pop()
-    return [line.removesuffix(b"\r") for line in lines]
-
-
-def events_of(lines: Sequence[bytes], configuration: WatchConfiguration, key_of: KeyOf) -> list[Event]:
-    """The lines as records: keyed by their own user id, appended at the time that the log had reached."""
-    keys = [key_of(line) for line in lines]
-    times = append_times([_own_ts(line, key, configuration) for line, key in zip(lines, keys, strict=True)])
-    return [Event(line, key, ts) for line, key, ts in zip(lines, keys, times, strict=True)]
-
-
 def controls_of(lines: Sequence[bytes]) -> list[Control]:
     """Control lines as records; one without a usable ts takes effect at the end, where it becomes a dead letter."""
     controls = []
@@ -90,45 +52,9 @@ def controls_of(lines: Sequence[bytes]) -> list[Control]:
     return controls
 
 
-def unknown_videos(
-    events: Sequence[Event], registry: Registry, configuration: WatchConfiguration
-) -> list[UnknownVideo]:
-    """Videos with a title that the registry lacks, in order of first appearance."""
-    found: dict[str, UnknownVideo] = {}
-    for event in events:
-        decoded = configuration.decode(event.value, event.key, event.timestamp)
-        if isinstance(decoded, Rejected) or decoded.record.title is None:
-            continue
-        record = decoded.record
-        if record.video_id not in found and not registry.knows(record.video_id):
-            found[record.video_id] = UnknownVideo(record.video_id, record.title, record.tags, record.category)
-    return list(found.values())
-
-
-def registry_holding(
-    settings: Settings, registry: Registry, events: Sequence[Event], configuration: WatchConfiguration
-) -> Registry:
-    """The packaged registry with the events' videos placed in it by their titles; unchanged if it knows them all."""
-    from agents.clusters.catalogue import Catalogue, Video
-    from agents.clusters.embedding import MiniLM
-    from agents.clusters.extend import extend
-    from agents.clusters.files import PACKAGED, load_snapshot
-    from agents.localstack.assets import tokenizer_path
-
-    unknown = unknown_videos(events, registry, configuration)
-    if not unknown:
-        return registry
-    videos = tuple(Video(video.video_id, video.title or "", video.tags, video.category) for video in unknown)
-    embedder = MiniLM(tokenizer_path(settings, lambda line: print(line, file=sys.stderr)))  # noqa: T201
-    following = extend(load_snapshot(PACKAGED), Catalogue("replayed events", "", videos), embedder).snapshot
-    return following.registry()
-
-
 async def replay_events(
-    events: Sequence[Event],
+    log: EventLog,
     controls: Sequence[Control],
-    configuration: WatchConfiguration,
-    registry: Registry,
     *,
     student: StudentClient | None = None,
     teacher: TeacherClient | None = None,
@@ -136,13 +62,13 @@ async def replay_events(
     bootstrap: bool = False,
     progress: Callable[[int], None] = lambda _: None,
 ) -> Replayed:
-    """Run events and controls (each after the events up to its ts) through the handlers and the writer.
+    """Run a log's events and controls (each after the events up to its ts) through the handlers and the writer.
 
     Without a student two runs give the same bytes, and no teacher is asked. policy: what the teacher words at once,
     None: nothing. `progress` is told how many more events were handled.
     """
-    driver = ReplayDriver(configuration, registry)
-    for chunk in _chunks(_script(events, controls, bootstrap=bootstrap)):
+    driver = ReplayDriver(log.configuration, log.registry)
+    for chunk in _chunks(_script(log.records, controls, bootstrap=bootstrap)):
         await driver.run(chunk)
         progress(sum(isinstance(item, Event) for item in chunk))
     requests = driver.outputs(topics.REFRESH_REQUESTS)
@@ -160,7 +86,7 @@ async def replay_events(
         "personas.jsonl": [_persona_line(output) for output in personas],
         "dead_letters.jsonl": [output.value or b"" for output in letters],
     }
-    summary = _summary(driver, configuration, registry, len(events), lines)
+    summary = _summary(driver, log, lines)
     return Replayed(lines, {**summary, "wording": dict(sorted(figures.items()))})
 
 
@@ -224,18 +150,12 @@ class _Clock:
         return self.now
 
 
-def _summary(
-    driver: ReplayDriver,
-    configuration: WatchConfiguration,
-    registry: Registry,
-    lines: int,
-    written: dict[str, list[bytes]],
-) -> dict[str, Any]:
+def _summary(driver: ReplayDriver, log: EventLog, written: dict[str, list[bytes]]) -> dict[str, Any]:
     personas = [orjson.loads(line) for line in written["personas.jsonl"]]
     requests = [orjson.loads(line) for line in written["requests.jsonl"]]
     outcomes = {str(outcome): driver.outcomes[outcome] for outcome in Outcome if outcome is not Outcome.DEAD_LETTER}
     return {
-        "lines": lines,
+        "lines": len(log.records),
         **outcomes,
         "dead_letters": driver.outcomes[Outcome.DEAD_LETTER],
         "dead_letters_by_reason": {str(reason): count for reason, count in sorted(driver.dead_letters.items())},
@@ -248,9 +168,9 @@ def _summary(
         "personas_by_tier": dict(sorted(Counter(p["tier"] for p in personas if "tier" in p).items())),
         "tombstones": sum("tombstone" in persona for persona in personas),
         "unknown_videos": len({output.key for output in driver.outputs(topics.UNKNOWN_VIDEOS)}),
-        "registry_version": registry.version,
-        "registry_checksum": registry.checksum,
-        "thresholds": configuration.thresholds.name,
+        "registry_version": log.registry.version,
+        "registry_checksum": log.registry.checksum,
+        "thresholds": log.configuration.thresholds.name,
     }
 
 
@@ -259,10 +179,3 @@ def _persona_line(output: Output) -> bytes:
         return output.value
     reason = dict(output.headers).get("reason", b"").decode()
     return orjson.dumps({"user_id": (output.key or b"").decode(), "tombstone": reason})
-
-
-def _own_ts(line: bytes, key: bytes | None, configuration: WatchConfiguration) -> int | None:
-    if key is None:
-        return None
-    decoded = configuration.decode(line, key, LAST_APPEND_TIME)
-    return None if isinstance(decoded, Rejected) else decoded.record.ts

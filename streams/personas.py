@@ -14,7 +14,7 @@ from typing import Final
 import orjson
 
 from streams.identifiers import content_hash
-from streams.prompts import PROMPT_VERSION, facts_line
+from streams.prompts import PROMPT_VERSION, facts_of
 from streams.records import (
     SCHEMA_VERSION,
     Changes,
@@ -107,9 +107,9 @@ def content_keys(request: RefreshRequest, model_id: str) -> Keys:
     novel = [WordingTask((), (_novel_task(topic),), ()) for topic in context.novel]
     overview = _overview(context)
     return Keys(
-        summary=_key("summary", *common, *(facts_line(WordingTask((), (), overview)) if overview else ())),
-        interests=tuple(_key("interest", *common, *facts_line(task)) for task in interests),
-        novel=tuple(_key("novel", *common, *facts_line(task)) for task in novel),
+        summary=_key("summary", *common, *(_read(WordingTask((), (), overview)) if overview else ())),
+        interests=tuple(_key("interest", *common, *_read(task)) for task in interests),
+        novel=tuple(_key("novel", *common, *_read(task)) for task in novel),
     )
 
 
@@ -284,6 +284,11 @@ def _persona_novel(candidate: NovelCandidate, reason: str) -> PersonaNovel:
         lift=candidate.lift,
         confidence=candidate.confidence,
     )
+
+
+def _read(piece: WordingTask) -> tuple[str, str]:
+    facts = facts_of(piece)
+    return facts.key, facts.line
 
 
 def _key(*parts: object) -> str:

@@ -13,6 +13,7 @@ is compiled before serving. What comes before the line never changes: a server w
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Final
@@ -27,6 +28,7 @@ from streams.wording import (
     NovelTask,
     WordingTask,
     clean_label,
+    enumerated,
     retellable,
     task_keys,
 )
@@ -70,15 +72,45 @@ _SYSTEM: Final = "Write the line as one short sentence about a viewer."
 _INTEREST_TITLES: Final = 3
 _NOVEL_TITLES: Final = 2
 _OVERVIEW: Final = 4
-_TRENDS: Final = {1: "rising", 0: "steady", -1: "falling"}
+TRENDS: Final = {1: "rising", 0: "steady", -1: "falling"}
+NEW: Final = "new"
+"""Marks of an interest by its trend, and of a topic that no interest leads to."""
 _NAMELESS: Final = "this topic"
 
 # Words with at most one comma each, then the full stop. No quote, backslash or line's mark can occur.
-_RULES: Final = r"""
-text ::= word ","? (" " word ","?){1,32} " " word "."
-word ::= part ("-" part){0,2}
-part ::= [A-Za-z0-9\u00C0-\u024F] [A-Za-z0-9\u00C0-\u024F']{0,18}
+_LETTERS: Final = r"A-Za-z0-9\u00C0-\u024F"
+_MORE_WORDS: Final = "{1,32}"
+_MORE_PARTS: Final = "{0,2}"
+_MORE_LETTERS: Final = "{0,18}"
+_RULES: Final = rf"""
+text ::= word ","? (" " word ","?){_MORE_WORDS} " " word "."
+word ::= part ("-" part){_MORE_PARTS}
+part ::= [{_LETTERS}] [{_LETTERS}']{_MORE_LETTERS}
 """
+_PART: Final = rf"[{_LETTERS}][{_LETTERS}']{_MORE_LETTERS}"
+_WORD: Final = rf"{_PART}(?:-{_PART}){_MORE_PARTS}"
+SAYABLE: Final = re.compile(rf"{_WORD},?(?: {_WORD},?){_MORE_WORDS} {_WORD}\.")
+"""The texts that the grammars allow."""
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What a student reads of one text.
+
+    key: of the answer; opening: how the text begins; subject: a label, or for a summary labels with their shares; mark:
+    an interest's trend, or where a topic comes from; titles: of the cluster.
+    """
+
+    key: str
+    opening: str
+    subject: str
+    mark: str = ""
+    titles: tuple[str, ...] = ()
+
+    @property
+    def line(self) -> str:
+        """The facts as one line, without the key."""
+        return " | ".join(filter(None, (self.opening, self.subject, self.mark, " / ".join(self.titles))))
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,19 +126,19 @@ class Prompt:
 def build_prompt(piece: WordingTask, variant: int = 0) -> Prompt:
     """The prompt of a piece of a task: see `split_task`. ValueError for a task that asks for more than one text.
 
-    variant: of `facts_line`, for another try at the same facts.
+    variant: of `facts_of`, for another try at the same facts.
     """
-    key, line = facts_line(piece, variant)
+    facts = facts_of(piece, variant)
     return Prompt(
-        text=f"{_PREFIX}<|im_start|>user\n{key}. {line}<|im_end|>\n<|im_start|>assistant\n",
-        grammar=grammar_for(key),
+        text=f"{_PREFIX}<|im_start|>user\n{facts.key}. {facts.line}<|im_end|>\n<|im_start|>assistant\n",
+        grammar=grammar_for(facts.key),
         maximum_tokens=MAXIMUM_TOKENS,
         prompt_hash=_PROMPT_HASH,
     )
 
 
-def facts_line(piece: WordingTask, variant: int = 0) -> tuple[str, str]:
-    """The key of a piece and its line of facts, as the student reads it; ValueError unless it asks for one text.
+def facts_of(piece: WordingTask, variant: int = 0) -> Facts:
+    """The facts of a piece as the student reads them; ValueError unless it asks for one text.
 
     variant: another one has another opening, and begins with another title. What a student stumbles over in one line,
     such as a rare label that it has to begin with, it mostly says well in the next.
@@ -115,9 +147,8 @@ def facts_line(piece: WordingTask, variant: int = 0) -> tuple[str, str]:
     if len(keys) > 1:
         raise ValueError(f"a prompt asks for one text, this task for {len(keys)}")
     if piece.overview:
-        return SUMMARY_KEY, _summary(piece.overview, variant)
-    line = _interest(piece.interests[0], variant) if piece.interests else _novel(piece.novel[0], variant)
-    return keys[0], line
+        return _summary(piece.overview, variant)
+    return _interest(piece.interests[0], variant) if piece.interests else _novel(piece.novel[0], variant)
 
 
 def plain_answer(prompt: Prompt) -> str:
@@ -125,7 +156,7 @@ def plain_answer(prompt: Prompt) -> str:
     key, line = prompt.text.rsplit("<|im_start|>user\n", 1)[1].split("<|im_end|>", 1)[0].split(". ", 1)
     opening, subject, *rest = line.split(" | ")
     if key == SUMMARY_KEY:
-        labels = _enumerated([share.rsplit(" ", 1)[0] for share in subject.split(", ")])
+        labels = enumerated([share.rsplit(" ", 1)[0] for share in subject.split(", ")])
         text = f"{opening} {labels}." if opening in SUMMARY_OPENINGS else f"{opening} leads before all others."
     elif key in INTEREST_KEYS:
         trend, titles = rest[0], rest[1:]
@@ -159,33 +190,29 @@ def all_grammars() -> list[str]:
     return [grammar_for(key) for key in (SUMMARY_KEY, INTEREST_KEYS[0], NOVEL_KEYS[0])]
 
 
-def _summary(overview: tuple[tuple[str, int], ...], variant: int) -> str:
+def _summary(overview: tuple[tuple[str, int], ...], variant: int) -> Facts:
     shares = {label: share for label, share in ((clean_label(name), share) for name, share in overview) if label}
     named = [(label.replace(",", ""), share) for label, share in shares.items()][:_OVERVIEW] or [(_NAMELESS, 0)]
     content = [f"{label}{share}" for label, share in named]
     opening = _picked(SUMMARY_OPENINGS, variant, *content) or _capitalised(named[0][0])
-    return f"{opening} | {', '.join(f'{label} {share}%' for label, share in named)}"
+    return Facts(SUMMARY_KEY, opening, ", ".join(f"{label} {share}%" for label, share in named))
 
 
-def _interest(interest: InterestTask, variant: int) -> str:
+def _interest(interest: InterestTask, variant: int) -> Facts:
     label = clean_label(interest.label) or _NAMELESS
     openings = INTEREST_OPENINGS.get(interest.trend, INTEREST_OPENINGS[0])
     opening = _picked(openings, variant, label, str(interest.trend)) or _capitalised(label)
     titles = _titles(interest.titles, _INTEREST_TITLES, variant, label)
-    return _joined(opening, label, _TRENDS.get(interest.trend, "steady"), titles)
+    return Facts(INTEREST_KEYS[0], opening, label, TRENDS.get(interest.trend, TRENDS[0]), titles)
 
 
-def _novel(novel: NovelTask, variant: int) -> str:
+def _novel(novel: NovelTask, variant: int) -> Facts:
     label = clean_label(novel.label) or _NAMELESS
     via = [name for name in map(clean_label, novel.via_labels) if name][:2]
     openings = (*NOVEL_OPENINGS, *VIA_OPENINGS) if via else NOVEL_OPENINGS
     opening = _picked(openings, variant, label, *via) or _capitalised(label)
     titles = _titles(novel.titles, _NOVEL_TITLES, variant, label)
-    return _joined(opening, label, f"after {_enumerated(via)}" if via else "new", titles)
-
-
-def _joined(*parts: str) -> str:
-    return " | ".join(filter(None, parts))
+    return Facts(NOVEL_KEYS[0], opening, label, f"after {enumerated(via)}" if via else NEW, titles)
 
 
 def _picked(openings: tuple[str, ...], variant: int, *content: str) -> str:
@@ -194,19 +221,15 @@ def _picked(openings: tuple[str, ...], variant: int, *content: str) -> str:
     return distinct[(distinct.index(chosen) + variant) % len(distinct)]
 
 
-def _titles(titles: tuple[str, ...], count: int, variant: int, label: str) -> str:
+def _titles(titles: tuple[str, ...], count: int, variant: int, label: str) -> tuple[str, ...]:
     """The first titles that a text may retell."""
     usable = [retold for retold in (retellable(title, label) for title in titles) if retold]
     start = variant % len(usable) if usable else 0
-    return " / ".join([*usable[start:], *usable[:start]][:count])
+    return tuple([*usable[start:], *usable[:start]][:count])
 
 
 def _capitalised(label: str) -> str:
     return label[0].upper() + label[1:]
-
-
-def _enumerated(labels: list[str]) -> str:
-    return labels[0] if len(labels) == 1 else f"{', '.join(labels[:-1])} and {labels[-1]}"
 
 
 _PREFIX: Final = f"<|im_start|>system\n{_SYSTEM}<|im_end|>\n"

@@ -1,7 +1,7 @@
 """What a teacher is asked, and who is worth one: a large instructed model that words the texts a student cannot.
 
 A teacher gets one text at a time as a chat: fixed instructions, then the text's facts as one JSON object. They are what
-a student reads of the same text (`streams.prompts.facts_line`), the words to begin with included: a text that said more
+a student reads of the same text (`streams.prompts.facts_of`), the words to begin with included: a text that said more
 would teach a student to invent. Labels and titles are clean, stand inside JSON strings, and the instructions say that
 they are data. The answer passes the same gate as any other (`streams.wording.parse_wording`). Texts that were written
 offline to learn from and texts that were worded live come from the same chat, so one can stand for the other.
@@ -15,7 +15,7 @@ from typing import Final
 
 import orjson
 
-from streams.prompts import facts_line
+from streams.prompts import facts_of
 from streams.records import Maturity, RefreshRequest
 from streams.wording import (
     INTEREST_KEYS,
@@ -31,7 +31,6 @@ TEACHING_VERSION: Final = "2"
 """Changes with anything that changes chats."""
 MAXIMUM_TOKENS: Final = 200
 """Cap of an answer: several times what the longest text that passes the gate takes, for tokenizers poor in a script."""
-_TRENDS: Final = {1: "rising", 0: "steady", -1: "falling"}
 _HASH_RANGE: Final = 2**64
 # Of a summary, and of the interests that lead to a topic: as many as the student reads.
 _INTERESTS: Final = 4
@@ -151,15 +150,14 @@ def _system(key: str) -> str:
 
 
 def _facts(task: WordingTask, key: str) -> dict[str, object]:
-    begin, *rest = facts_line(task)[1].split(" | ")
+    read = facts_of(task)
+    begin, titles = read.opening, list(read.titles)
     if key == SUMMARY_KEY:
         labels = list(dict.fromkeys(filter(None, (clean_label(label) for label, _ in task.overview))))
         return {"begin": begin, "interests": labels[:_INTERESTS]}
-    titles = rest[2].split(" / ") if len(rest) > 2 else []
     if key in INTEREST_KEYS:
         (interest,) = task.interests
-        label, trend = clean_label(interest.label), _TRENDS.get(interest.trend, "steady")
-        return {"begin": begin, "label": label, "titles": titles, "trend": trend}
+        return {"begin": begin, "label": clean_label(interest.label), "titles": titles, "trend": read.mark}
     (novel,) = task.novel
     via = [name for name in map(clean_label, novel.via_labels) if name]
     return {"begin": begin, "label": clean_label(novel.label), "titles": titles, "because_of": via[:_VIA]}

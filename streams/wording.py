@@ -787,7 +787,7 @@ def _candidates(key: str, task: WordingTask) -> Iterator[str]:
     label = clean_label(novel.label) or "this topic"
     via = [name for name in map(clean_label, novel.via_labels) if name]
     pick = _picker(novel.label, *novel.via_labels)
-    joined = [_joined(via[:2])] if len(via) > 1 else []
+    joined = [enumerated(via[:2])] if len(via) > 1 else []
     # Where the label cannot be used, a title has to name the topic.
     for name in [label, *filter(None, map(clean_label, novel.titles))]:
         for names in (*joined, *via):
@@ -799,7 +799,7 @@ def _summaries(task: WordingTask) -> Iterator[str]:
     labels = list(dict.fromkeys(filter(None, (clean_label(label) for label, _ in task.overview))))
     pick = _picker(*labels)
     for count in range(min(3, len(labels)), 0, -1):
-        yield from (_filled(frame, _joined(labels[:count])) for frame in pick(_SUMMARIES))
+        yield from (_filled(frame, enumerated(labels[:count])) for frame in pick(_SUMMARIES))
     for label in labels:
         yield from (_filled(frame, label) for frame in pick(_SUMMARIES))
     yield from (_filled(frame, "a mix of topics") for frame in pick(_SUMMARIES))
@@ -823,5 +823,6 @@ def _filled(frame: str, label: str, *, via: str = "", title: str = "") -> str:
     return text[0].upper() + text[1:]
 
 
-def _joined(labels: list[str]) -> str:
+def enumerated(labels: Sequence[str]) -> str:
+    """One label or more as a phrase: `a, b and c`."""
     return labels[0] if len(labels) == 1 else f"{', '.join(labels[:-1])} and {labels[-1]}"

@@ -77,7 +77,7 @@ def calibrate(
     PERSONAS_THRESHOLDS=thresholds.json personas worker --role watch
     """
     from agents.calibration import CalibrationError, calibrate_on_log, calibrate_on_simulation
-    from agents.replay_file import UnreadableFile, read_lines
+    from agents.event_log import UnreadableFile, read_lines
 
     target_file = out or Path("thresholds.json")
 
@@ -115,42 +115,16 @@ def _read(settings: Settings, lines: Sequence[bytes]) -> tuple[Histories, Floats
     """Qualifying watches by viewer in order; the registry's shares by cluster id; the number of lines left out."""
     import numpy as np
 
-    from agents.artefacts import load_configuration, load_current_registry, load_format
     from agents.calibration import joined
-    from agents.replay_file import events_of, registry_holding
-    from streams import topics
-    from streams.counting import QUALIFYING_WEIGHT
-    from streams.decoding import Rejected
-    from streams.identifiers import event_text, playback_text
-    from streams.interests import watch_weight
-    from streams.records import UNASSIGNED, Action, Traffic
+    from agents.event_log import load_event_log
 
-    names = {name: name for name in (topics.WATCH_EVENTS, topics.WATCH_POSITIONS)}
-    registry = load_current_registry(settings)
-    configuration, _ = load_configuration(settings, names, registry)
-    records = events_of(lines, configuration, load_format(settings).key_of)
-    if settings.registry == Path():
-        registry = registry_holding(settings, registry, records, configuration)
+    log = load_event_log(lines, settings)
     watches: dict[str, list[tuple[int, int]]] = {}
-    seen: set[tuple[str, str]] = set()
-    for record in records:
-        decoded = configuration.decode(record.value, record.key, record.timestamp)
-        if isinstance(decoded, Rejected):
-            continue
-        event = decoded.record
-        if event.traffic is not Traffic.ORGANIC or watch_weight(event) < QUALIFYING_WEIGHT:
-            continue
-        cluster = UNASSIGNED if event.cluster_id is None else registry.successor_of(event.cluster_id)
-        if cluster not in registry.cards:
-            cluster = registry.cluster_of(event.video_id)
-        # A playback counts once, however many heartbeats it has, and so does an event that was sent twice.
-        key = (event.user_id, (playback_text(event) if event.action is Action.PLAY else None) or event_text(event))
-        if cluster in registry.cards and key not in seen:
-            seen.add(key)
-            watches.setdefault(event.user_id, []).append((event.ts, cluster))
+    for event, cluster in log.watches():
+        watches.setdefault(event.user_id, []).append((event.ts, cluster))
     histories = []
     for user in sorted(watches):
         in_order = sorted(watches[user], key=lambda watch: watch[0])
         histories.append((np.array([ts for ts, _ in in_order]), np.array([cluster for _, cluster in in_order])))
     kept = sum(map(len, watches.values()))
-    return joined(histories), registry.prior_by_id, len(records) - kept
+    return joined(histories), log.registry.prior_by_id, len(log.records) - kept

@@ -92,7 +92,7 @@ def committed_figures() -> dict[str, Figure]:
 
 
 def _measured(source: Path) -> dict[str, Figure]:
-    from agents.replay_file import UnreadableFile, read_lines
+    from agents.event_log import UnreadableFile, read_lines
 
     try:
         sums = measure(_personas(source, read_lines(source)))

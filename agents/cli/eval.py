@@ -301,32 +301,18 @@ def _cancelled_by_signals() -> Iterator[None]:
 
 
 def _read(path: Path, events: Path | None, settings: Settings) -> Cases:
+    """The cases of a file of requests, with their viewers' watches if there is a file of events."""
     from agents.evaluation.cases import UnreadableContexts, cases_of, read_requests
-    from agents.replay_file import UnreadableFile, read_lines
+    from agents.evaluation.history import with_watches
+    from agents.event_log import UnreadableFile, load_event_log, read_lines
 
     try:
         cases = cases_of(read_requests(read_lines(path)))
-        return cases if events is None else _watched(cases, read_lines(events), settings)
+        return cases if events is None else with_watches(cases, load_event_log(read_lines(events), settings))
     except UnreadableContexts as error:
         raise click.ClickException(f"{path}: {error}") from error
     except UnreadableFile as error:
         raise click.ClickException(str(error)) from error
-
-
-def _watched(cases: Cases, lines: Sequence[bytes], settings: Settings) -> Cases:
-    """The cases with their viewers' watches, by the registry that a replay of the same events takes."""
-    from agents.artefacts import load_configuration, load_current_registry, load_format
-    from agents.evaluation.history import watches_of, with_watches
-    from agents.replay_file import events_of, registry_holding
-    from streams import topics
-
-    names = {name: name for name in (topics.WATCH_EVENTS, topics.WATCH_POSITIONS)}
-    registry = load_current_registry(settings)
-    configuration, _ = load_configuration(settings, names, registry)
-    events = events_of(lines, configuration, load_format(settings).key_of)
-    if settings.registry == Path():
-        registry = registry_holding(settings, registry, events, configuration)
-    return with_watches(cases, watches_of(events, configuration, registry), registry)
 
 
 def _embedder(settings: Settings) -> Embedder:
@@ -340,7 +326,7 @@ def _embedder(settings: Settings) -> Embedder:
 
 def _print_score(path: Path, as_json: bool) -> None:
     from agents.evaluation.pairs import UnreadableForm, score
-    from agents.replay_file import UnreadableFile, read_lines
+    from agents.event_log import UnreadableFile, read_lines
 
     try:
         scored = score(read_lines(path))

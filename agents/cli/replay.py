@@ -14,10 +14,8 @@ import click
 from agents.settings import Settings, load_settings
 
 if TYPE_CHECKING:
-    from agents.replay import Event
+    from agents.event_log import EventLog
     from agents.student_client import StudentClient
-    from streams.registry import Registry
-    from streams.watch import WatchConfiguration
 
 COMPILE_FROM: Final = 20_000
 """Events from which compiling the kernel, which may take half a minute, pays."""
@@ -68,10 +66,8 @@ def replay(
     personas replay events.jsonl --out out/
     personas replay history.jsonl.gz --out out/ --bootstrap --json
     """
-    from agents.artefacts import load_configuration, load_current_registry, load_format
     from agents.compiled import worker_kernel
-    from agents.replay_file import UnreadableFile, events_of, read_lines, registry_holding
-    from streams import topics
+    from agents.event_log import UnreadableFile, load_event_log, read_lines
 
     settings = load_settings()
     if registry is not None:
@@ -81,22 +77,16 @@ def replay(
         control_lines = read_lines(controls) if controls else []
     except UnreadableFile as error:
         raise click.ClickException(str(error)) from error
-    names = {name: name for name in (topics.WATCH_EVENTS, topics.WATCH_POSITIONS)}
-    chosen = load_current_registry(settings)
-    configuration, _ = load_configuration(settings, names, chosen)
-    records = events_of(lines, configuration, load_format(settings).key_of)
-    if settings.registry == Path():
-        chosen = registry_holding(settings, chosen, records, configuration)
-        configuration, _ = load_configuration(settings, names, chosen)
-    if len(records) >= COMPILE_FROM:
+    log = load_event_log(lines, settings)
+    if len(lines) >= COMPILE_FROM:
         click.echo("compiling the kernel, or reading it from where it is kept", err=True)
         try:
-            configuration = replace(configuration, kernel=worker_kernel(settings.data_folder / "kernel"))
+            kernel = worker_kernel(settings.data_folder / "kernel")
         except OSError as error:
             click.echo(f"going on without, which takes many times as long: {error}", err=True)
-    summary = asyncio.run(
-        _run(settings, records, control_lines, configuration, chosen, student == "triton", bootstrap, out)
-    )
+        else:
+            log = replace(log, configuration=replace(log.configuration, kernel=kernel))
+    summary = asyncio.run(_run(settings, log, control_lines, student == "triton", bootstrap, out))
     if as_json:
         click.echo(json.dumps(summary))
         return
@@ -107,10 +97,8 @@ def replay(
 
 async def _run(
     settings: Settings,
-    records: Sequence[Event],
+    log: EventLog,
     control_lines: Sequence[bytes],
-    configuration: WatchConfiguration,
-    registry: Registry,
     use_student: bool,
     bootstrap: bool,
     out: Path,
@@ -129,12 +117,10 @@ async def _run(
             raise click.ClickException(f"no student at {settings.triton_url}; `personas up --only triton` starts one")
         console = Console(stderr=True)
         with Progress(console=console, disable=not console.is_terminal, transient=True) as progress:
-            task = progress.add_task("replaying", total=len(records))
+            task = progress.add_task("replaying", total=len(log.records))
             replayed = await replay_events(
-                records,
+                log,
                 controls_of(control_lines),
-                configuration,
-                registry,
                 student=student,
                 teacher=teacher,
                 policy=policy_of(settings),

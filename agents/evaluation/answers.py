@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
@@ -197,20 +197,29 @@ async def together(*coroutines: Coroutine[Any, Any, T]) -> list[T]:
 
 async def word_each(cases: Sequence[Case], student: StudentClient, done: Done) -> list[Worded]:
     """Word every case from nothing: a store of its own, so neither cached texts nor an earlier persona."""
+
+    async def one(case: Case) -> Worded:
+        worded = await Desk(student).word(case)
+        if worded is None:
+            raise RuntimeError(f"no persona was published for request {case.request.request_id}")
+        return worded
+
+    return await _some_at_once(one, cases, done)
+
+
+async def _some_at_once(one: Callable[[Case], Awaitable[Worded]], cases: Sequence[Case], done: Done) -> list[Worded]:
     places = asyncio.Semaphore(AT_ONCE)
     finished = 0
 
-    async def one(case: Case) -> Worded:
+    async def placed(case: Case) -> Worded:
         nonlocal finished
         async with places:
-            worded = await Desk(student).word(case)
-        if worded is None:
-            raise RuntimeError(f"no persona was published for request {case.request.request_id}")
+            worded = await one(case)
         finished += 1
         done(finished, len(cases))
         return worded
 
-    return await together(*map(one, cases))
+    return await together(*map(placed, cases))
 
 
 async def word_in_turn(cases: Sequence[Case], student: StudentClient, done: Done) -> list[Worded]:
@@ -250,22 +259,16 @@ async def ask_once(cases: Sequence[Case], student: StudentClient, done: Done) ->
 
     The writer would ask up to six times and put a template in place of what the gate refuses.
     """
-    places = asyncio.Semaphore(AT_ONCE)
-    finished = 0
 
     async def one(case: Case) -> Worded:
-        nonlocal finished
         recorder = Recorder(student)
         began = time.monotonic()
-        async with places:
-            for piece in split_task(task_of(case.request)):
-                await _answered(recorder, build_prompt(piece))
-        finished += 1
-        done(finished, len(cases))
+        for piece in split_task(task_of(case.request)):
+            await _answered(recorder, build_prompt(piece))
         persona = replace(templated(case).persona, tier=Tier.STUDENT)
         return first_said(Worded(case, persona, tuple(recorder.calls), time.monotonic() - began))
 
-    return await together(*map(one, cases))
+    return await _some_at_once(one, cases, done)
 
 
 async def _answered(recorder: Recorder, prompt: Prompt) -> None:

@@ -9,13 +9,12 @@ import orjson
 from aiohttp import web
 
 import agents
-from agents.artefacts import load_configuration, load_current_registry, load_format
 from agents.demo.viewers import demo_viewers, watches
-from agents.replay_file import Replayed, events_of, replay_events
+from agents.event_log import load_event_log
+from agents.replay_file import Replayed, replay_events
 from agents.settings import Settings
 from agents.student_client import ScriptedStudent
 from agents.teacher_client import TeacherClient, policy_of, teacher_of
-from streams import topics
 from streams.prompts import Prompt
 from tests.request_samples import NOON
 from tests.unit.test_teacher_client import serving
@@ -36,17 +35,12 @@ async def replayed(
 ) -> Replayed:
     """A few viewers of the demo, days apart from each other."""
     videos, settings = rows(), settings or Settings()
-    registry = load_current_registry(settings)
-    names = {name: name for name in (topics.WATCH_EVENTS, topics.WATCH_POSITIONS)}
-    configuration, _ = load_configuration(settings, names, registry)
     events = []
     for number, viewer in enumerate(demo_viewers(list(videos), VIEWERS - 2, 0, 7)):
         events += list(islice(watches(viewer, videos, NOON + number * 3 * 86_400_000, 7), WATCHES))
     lines = [orjson.dumps(event) for event in events]
-    records = events_of(lines, configuration, load_format(settings).key_of)
-    return await replay_events(
-        records, [], configuration, registry, student=student, teacher=teacher, policy=policy_of(settings)
-    )
+    log = load_event_log(lines, settings)
+    return await replay_events(log, [], student=student, teacher=teacher, policy=policy_of(settings))
 
 
 async def test_no_request_expires_while_a_model_words_others() -> None:

@@ -39,7 +39,7 @@ def test_what_is_not_asked_for_is_not_written() -> None:
 @pytest.mark.parametrize("context", CONTEXTS)
 def test_line_and_opening_are_what_the_student_reads(context: Pair) -> None:
     assert f"user\n{context.line}<" in build_prompt(context.task).text
-    assert context.line.split(". ", 1)[1].startswith(f"{context.opening} | ")
+    assert context.line.split(". ", 1)[1].startswith(f"{context.facts.opening} | ")
 
 
 def test_the_answer_is_the_text_under_the_key_that_is_asked_for() -> None:

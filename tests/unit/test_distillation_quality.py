@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streams.prompts import grammar_for
+from streams.prompts import SAYABLE, grammar_for
 from tests.distillation_samples import TITLES, contexts, interest, plain, summary, topic
 from triton_models.distillation import quality
 from triton_models.distillation.pairs import PAIRS, Pair, read_pairs, write_pairs
@@ -33,7 +33,7 @@ from triton_models.distillation.quality import (
 
 def said(pair: Pair, rest: str) -> Pair:
     """The pair with a text that begins as it must."""
-    return replace(pair, text=f"{pair.opening}{rest}")
+    return replace(pair, text=f"{pair.facts.opening}{rest}")
 
 
 def reason(pair: Pair) -> str | None:
@@ -86,8 +86,8 @@ def test_the_gate_is_asked() -> None:
 def test_a_text_must_not_say_what_the_student_does_not_read() -> None:
     titles = (*TITLES[:3], "Baking in Rome", "Ovens")
     pair = said(interest(titles=titles), " sourdough baking with a starter in Rome.")
-    assert reason(replace(pair, text=f"{pair.opening} is baking in Rome with a starter.")) == "name"
-    assert reason(replace(pair, text=f"{pair.opening} is baking with a starter at all times.")) is None
+    assert reason(replace(pair, text=f"{pair.facts.opening} is baking in Rome with a starter.")) == "name"
+    assert reason(replace(pair, text=f"{pair.facts.opening} is baking with a starter at all times.")) is None
     assert as_read(pair).task.interests[0].titles == TITLES[:3]
     assert as_read(pair).line == pair.line
 
@@ -98,7 +98,7 @@ WORD = st.from_regex(r"[A-Za-z0-9\u00C0-\u024F]{1,4}(-[a-z]{1,3}){0,3}'?", fullm
 @given(st.lists(st.tuples(WORD, st.sampled_from(["", "", ",", ",,", ".", " "])), min_size=1, max_size=40))
 def test_what_is_sayable_is_what_the_grammar_says(parts: list[tuple[str, str]]) -> None:
     text = " ".join(word + mark for word, mark in parts) + "."
-    assert bool(quality._SAYABLE.fullmatch(text)) == bool(re.fullmatch(as_expression(grammar_for("1")), text))
+    assert bool(SAYABLE.fullmatch(text)) == bool(re.fullmatch(as_expression(grammar_for("1")), text))
 
 
 def as_expression(grammar: str) -> str:
@@ -133,8 +133,8 @@ def test_the_second_pair_of_a_line_is_a_fault() -> None:
 def test_a_text_that_nearly_repeats_an_earlier_one_is_a_fault() -> None:
     one, other = interest(trend=1), interest("sourdough baking at home", trend=1)
     words = "feeding a starter, folding wet dough, scoring patterns in a long loaf and baking it in an old iron pot"
-    first = replace(one, text=f"{one.opening} {words}.")
-    second = replace(other, text=f"{other.opening} {words} more.")
+    first = replace(one, text=f"{one.facts.opening} {words}.")
+    second = replace(other, text=f"{other.facts.opening} {words} more.")
     assert quality._Earlier().nearest(first.text or "") is None
     earlier = quality._Earlier()
     earlier.add(first.text or "")
@@ -145,7 +145,7 @@ def test_a_text_that_nearly_repeats_an_earlier_one_is_a_fault() -> None:
 def test_near_duplicates_are_told_of_pairs() -> None:
     long = "sourdough baking in old stone ovens and iron pots"
     pairs = [plain(topic("pottery", (long,))), plain(topic("pottery work", (long,)))]
-    pairs = [replace(pair, text=f"{pair.opening} pottery for fans of {long}.") for pair in pairs]
+    pairs = [replace(pair, text=f"{pair.facts.opening} pottery for fans of {long}.") for pair in pairs]
     faults = [fault.reason if fault else None for fault in map(fault_of, pairs)]
     assert faults == [None, None]
     assert [fault and fault.reason for fault in faults_of(pairs)] == [None, "near_duplicate"]
@@ -174,7 +174,7 @@ def test_variety_is_judged_by_opening_and_frame() -> None:
 
 def test_a_frame_is_a_text_without_the_words_of_its_facts() -> None:
     pair = interest()
-    opening = pair.opening
+    opening = pair.facts.opening
     own = replace(pair, text=f"{opening} is there, with a long loaf and a starter being fed.")
     assert frame_of(own).endswith("is there with a _ and a _ being fed")
     same = replace(pair, text=f"{opening} is there, with a rye and a loaf being fed.")

@@ -114,8 +114,8 @@ async def test_so_many_are_asked_at_once() -> None:
     ("bad", "reason"),
     [
         (answer_of(CONTEXTS[2], "Never begins as it must, whatever it says."), "opening"),
-        (answer_of(CONTEXTS[2], f"{CONTEXTS[2].opening} is seen in Rome at all times."), "name"),
-        (answer_of(CONTEXTS[2], f"{CONTEXTS[2].opening}."), "length"),
+        (answer_of(CONTEXTS[2], f"{CONTEXTS[2].facts.opening} is seen in Rome at all times."), "name"),
+        (answer_of(CONTEXTS[2], f"{CONTEXTS[2].facts.opening}."), "length"),
         ("Here you are: a sentence.", "wrong_form"),
         ('{"2": "Enjoys it."}', "wrong_form"),
         ('{"1": 5}', "wrong_form"),

@@ -178,7 +178,7 @@ def test_own_contexts_need_no_truth(tmp_path: Path) -> None:
 
 def test_own_contexts_are_judged_by_own_events(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     registry = registry_of(PLATFORMS[0], WordEmbedder(), [])
-    monkeypatch.setattr("agents.artefacts.load_current_registry", lambda settings: registry)
+    monkeypatch.setattr("agents.event_log.load_current_registry", lambda settings: registry)
     case = next(
         case
         for case in packaged_cases(Settings(), PLATFORMS[:1], WordEmbedder(), 3, 1).cases

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streams.personas import content_keys, plan, texts_of
-from streams.prompts import facts_line
+from streams.prompts import facts_of
 from streams.records import Maturity, RefreshRequest
 from streams.teaching import TeacherPolicy, build_chat, chat_text, compact_answer, corrected_chat
 from streams.wording import (
@@ -44,7 +44,7 @@ def test_the_facts_are_one_json_object_with_the_key_that_is_asked_for(piece: Wor
 
 
 def begin_of(piece: WordingTask) -> str:
-    return facts_line(piece)[1].partition(" | ")[0]
+    return facts_of(piece).opening
 
 
 def test_the_facts_of_each_kind() -> None:
@@ -127,7 +127,7 @@ def test_the_teacher_reads_no_title_that_the_student_does_not() -> None:
     ):
         read = orjson.loads(build_chat(piece).user)["titles"]
         assert read == [title.partition(",")[0] for title in titles[:count]]
-        assert facts_line(piece)[1].endswith(" / ".join(read))
+        assert facts_of(piece).line.endswith(" / ".join(read))
 
 
 def test_a_refused_answer_and_the_reason_are_given_back_as_data() -> None:

@@ -23,6 +23,7 @@ import orjson
 from agents.evaluation.cases import UnreadableContexts, read_cases
 from streams.personas import content_keys, plan
 from streams.wording import InterestTask, NovelTask, WordingTask, clean_label, split_task
+from triton_models.distillation.command import positive, say
 from triton_models.distillation.pairs import Pair, json_lines, write_pairs
 
 CATALOGUES: Final = Path(__file__).parent / "catalogues" / "learned"
@@ -83,14 +84,14 @@ def main() -> None:
     try:
         held_out = _held_out(options.hold_out)
         for path in options.requests:
-            _say(f"{path}: reading requests")
+            say(f"{path}: reading requests")
             for pair in requested(path):
                 contexts.add(pair, held_out)
         for path in [] if options.requests and not options.catalogues else options.catalogues or [CATALOGUES]:
             for file in json_lines(path):
                 clusters = read_catalogue(file)
                 found = simulate(contexts, file.stem, clusters, options.count, options.seed, held_out)
-                _say(f"{file.stem}: {found} contexts of {len(clusters)} clusters")
+                say(f"{file.stem}: {found} contexts of {len(clusters)} clusters")
         write_pairs(options.out / LEARNED, contexts.learned)
         write_pairs(options.out / HELD_OUT, contexts.held_out)
     except (ValueError, OSError) as error:
@@ -253,17 +254,6 @@ def _names(pairs: Iterable[Pair]) -> set[str]:
     return {_name(label) for pair in pairs for label in labels_of(pair.task)}
 
 
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
-def _count(text: str) -> int:
-    count = int(text)
-    if count < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a number from 1")
-    return count
-
-
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m triton_models.distillation.contexts",
@@ -309,7 +299,7 @@ next: python -m triton_models.distillation.teacher contexts/learned.jsonl pairs/
         "is (default: nothing)",
     )
     parser.add_argument(
-        "--count", type=_count, default=92, metavar="N", help="contexts a catalogue, at most (default: 92)"
+        "--count", type=positive, default=92, metavar="N", help="contexts a catalogue, at most (default: 92)"
     )
     parser.add_argument("--seed", type=int, default=1, metavar="N", help="of the simulated viewers (default: 1)")
     return parser.parse_args()

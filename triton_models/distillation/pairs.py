@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import orjson
 
-from streams.prompts import build_prompt, facts_line
+from streams.prompts import Facts, build_prompt, facts_of
 from streams.wording import InterestTask, NovelTask, WordingTask, parse_wording, task_keys
 
 PAIRS: Final = Path(__file__).parent / "pairs"
@@ -45,12 +45,12 @@ class Pair:
     @property
     def line(self) -> str:
         """The line of facts that the student reads, with its key: all that a text may come from."""
-        return ". ".join(facts_line(self.task))
+        return f"{self.facts.key}. {self.facts.line}"
 
     @property
-    def opening(self) -> str:
-        """The words that the text begins with, letter for letter."""
-        return facts_line(self.task)[1].partition(" | ")[0]
+    def facts(self) -> Facts:
+        """The same, taken apart; the text begins with its opening, letter for letter."""
+        return facts_of(self.task)
 
 
 def read_pairs(paths: Iterable[Path]) -> Iterator[Pair]:

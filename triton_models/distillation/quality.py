@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 import random
-import re
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,8 +17,9 @@ from pathlib import Path
 from typing import Final
 
 from agents.evaluation.text import FUNCTION_WORDS, distinct, ngrams, root, words
-from streams.prompts import INTEREST_OPENINGS, NOVEL_OPENINGS, SUMMARY_OPENINGS, VIA_OPENINGS
+from streams.prompts import INTEREST_OPENINGS, NEW, NOVEL_OPENINGS, SAYABLE, SUMMARY_OPENINGS, TRENDS, VIA_OPENINGS
 from streams.wording import INTEREST_KEYS, NOVEL_KEYS, SUMMARY_KEY, WordingRejected, task_keys
+from triton_models.distillation.command import say
 from triton_models.distillation.pairs import PAIRS, Pair, check, read_pairs, write_pairs
 
 WORDS: Final = (5, 24)
@@ -40,11 +40,7 @@ FEW: Final = 30
 """Below so many texts of a kind, nothing is said of their variety."""
 OWN_LABEL: Final = "(own label)"
 
-# What `streams.prompts` lets the student say, as a regular expression.
-_PART: Final = r"[A-Za-z0-9\u00C0-\u024F][A-Za-z0-9\u00C0-\u024F']{0,18}"
-_WORD: Final = rf"{_PART}(?:-{_PART}){{0,2}}"
-_SAYABLE: Final = re.compile(rf"{_WORD},?(?: {_WORD},?){{1,32}} {_WORD}\.")
-_MARKS: Final = frozenset({"rising", "steady", "falling", "new"})
+_MARKS: Final = frozenset({*TRENDS.values(), NEW})
 _OPENINGS: Final = frozenset(
     opening
     for openings in (*INTEREST_OPENINGS.values(), NOVEL_OPENINGS, VIA_OPENINGS, SUMMARY_OPENINGS)
@@ -100,7 +96,7 @@ def main() -> None:
         sys.exit(f"error: {error}")
     if not pairs:
         sys.exit(f"error: no pairs in {', '.join(map(str, options.pairs))}")
-    _say(f"checking {len(pairs)} pairs")
+    say(f"checking {len(pairs)} pairs")
     faults = faults_of(pairs)
     kept = [pair for pair, fault in zip(pairs, faults, strict=True) if fault is None]
     if options.report:
@@ -114,7 +110,7 @@ def main() -> None:
             write_pairs(options.drop, kept)
         except OSError as error:
             sys.exit(f"error: cannot write {options.drop}: {error.strerror}")
-        _say(f"{options.drop}: {len(kept)} pairs")
+        say(f"{options.drop}: {len(kept)} pairs")
     print(json.dumps(figures(pairs, faults)))
 
 
@@ -122,7 +118,7 @@ def fault_of(pair: Pair) -> Fault | None:
     """What is wrong with a pair by itself; None if nothing is."""
     if pair.text is None:
         return Fault("no_text", "a context that is still to be worded")
-    opening = pair.opening
+    opening = pair.facts.opening
     if not pair.text.startswith(opening) or pair.text[len(opening) : len(opening) + 1].isalnum():
         return Fault("opening", f"it must begin with {opening!r}")
     count = len(pair.text.split())
@@ -130,7 +126,7 @@ def fault_of(pair: Pair) -> Fault | None:
         return Fault(
             "length", f"{count} words, {len(pair.text)} characters; {WORDS[0]} to {WORDS[1]}, at most {CHARACTERS}"
         )
-    if not _SAYABLE.fullmatch(pair.text):
+    if not SAYABLE.fullmatch(pair.text):
         return Fault("grammar", "the student cannot say it: letters, digits, commas, apostrophes, hyphens, a full stop")
     try:
         check(pair)
@@ -142,8 +138,7 @@ def fault_of(pair: Pair) -> Fault | None:
 
 def as_read(pair: Pair) -> Pair:
     """The pair with the titles that the student reads and no others: what a text says must come from these."""
-    parts = pair.line.split(" | ")
-    titles = tuple(parts[3].split(" / ")) if len(parts) > 3 else ()
+    titles = pair.facts.titles
     interests = tuple(replace(interest, titles=titles) for interest in pair.task.interests)
     novel = tuple(replace(topic, titles=titles) for topic in pair.task.novel)
     return replace(pair, task=replace(pair.task, interests=interests, novel=novel))
@@ -181,8 +176,9 @@ def frame_of(pair: Pair) -> str:
 
     Forms of one word are the same word here. An opening that is no label belongs to the frame.
     """
-    text, opening = pair.text or "", pair.opening
-    facts = frozenset(words(pair.line.split(" | ", 1)[1])) - FUNCTION_WORDS - _MARKS
+    text, read = pair.text or "", pair.facts
+    opening = read.opening
+    facts = frozenset(words(" ".join((read.subject, read.mark, *read.titles)))) - FUNCTION_WORDS - _MARKS
     known = frozenset(map(root, facts))
     named = opening in _OPENINGS
     rest = words(text.removeprefix(opening) if named else text)
@@ -240,7 +236,7 @@ def _runs(text: str) -> frozenset[tuple[str, ...]]:
 
 
 def _variety(pairs: Sequence[Pair]) -> Variety:
-    openings = Counter(pair.opening if pair.opening in _OPENINGS else OWN_LABEL for pair in pairs)
+    openings = Counter(o if o in _OPENINGS else OWN_LABEL for o in (pair.facts.opening for pair in pairs))
     frames = Counter(map(frame_of, pairs))
     ((top, count),) = frames.most_common(1)
     return Variety(
@@ -261,10 +257,6 @@ def _rounded(variety: Variety) -> dict[str, object]:
         "frames": round(variety.frames, 3),
         "distinct_2": round(variety.distinct, 3),
     }
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 def _arguments() -> argparse.Namespace:

@@ -25,6 +25,7 @@ from agents.teacher_client import TeacherClient, TeacherFailed, TeacherUnavailab
 from streams.decoding import printable
 from streams.teaching import Chat, build_chat, compact_answer, corrected_chat
 from streams.wording import task_keys
+from triton_models.distillation.command import positive, say
 from triton_models.distillation.pairs import Pair, encoded, read_pairs
 from triton_models.distillation.quality import Fault, fault_of
 
@@ -128,7 +129,7 @@ def opened(path: Path) -> Iterator[tuple[BinaryIO, frozenset[str]]]:
         content = path.read_bytes()
         whole = content.rfind(b"\n") + 1
         if whole < len(content):
-            _say(f"{path}: the last line was cut off and is asked for again")
+            say(f"{path}: the last line was cut off and is asked for again")
             os.truncate(path, whole)
         yield out, frozenset(pair.prompt for pair in read_pairs([path]))
 
@@ -139,7 +140,7 @@ async def _run(contexts: Sequence[Pair], done: frozenset[str], out: BinaryIO, op
     if teacher is None:
         raise SettingsError("no teacher is set: PERSONAS_TEACHER_URL (and PERSONAS_TEACHER_MODEL, _API_KEY) say which")
     counts = Counts(len(contexts), sum(context.prompt in done for context in contexts))
-    _say(f"{counts.contexts} contexts, {counts.done_before} done; teacher {teacher.teacher_id}")
+    say(f"{counts.contexts} contexts, {counts.done_before} done; teacher {teacher.teacher_id}")
     left = (context for context in contexts if context.prompt not in done)
     asking = asyncio.create_task(
         ask(teacher, left, out, counts, tries=options.tries, concurrency=settings.teacher_concurrency)
@@ -157,10 +158,10 @@ async def _run(contexts: Sequence[Pair], done: frozenset[str], out: BinaryIO, op
         await asking
     except asyncio.CancelledError:
         code = 128 + (stopped_by or [signal.SIGTERM])[0]
-        _say("stopped: what is written stays, the same command goes on")
+        say("stopped: what is written stays, the same command goes on")
     except TeacherAway as error:
         code = 1
-        _say(f"error: {error}; what is written stays, the same command goes on")
+        say(f"error: {error}; what is written stays, the same command goes on")
     finally:
         await teacher.close()
     print(json.dumps(figures(counts, options.out)))
@@ -176,7 +177,7 @@ async def _worded(teacher: TeacherClient, pair: Pair, counts: Counts, tries: int
             answer = await _present(teacher, chat, number, pause_seconds)
         except TeacherFailed as error:
             counts.reasons["failed"] += 1
-            _say(f"{printable(pair.line)}: {error}")
+            say(f"{printable(pair.line)}: {error}")
             continue
         counts.tokens_in += answer.tokens_in
         counts.tokens_out += answer.tokens_out
@@ -199,7 +200,7 @@ async def _present(teacher: TeacherClient, chat: Chat, seed: int, pause_seconds:
             if absence == ABSENCES - 1:
                 raise TeacherAway(str(error)) from error
             pause = max(error.retry_after_seconds, min(LONGEST_PAUSE_SECONDS, pause_seconds * 2**absence))
-            _say(f"{error}; again in {pause:g} s")
+            say(f"{error}; again in {pause:g} s")
         await asyncio.sleep(pause)
     raise AssertionError  # count() has no end
 
@@ -235,18 +236,7 @@ def _text_in(answer: str, pair: Pair) -> str | None:
 def _progress(counts: Counts) -> None:
     come_to = counts.written + counts.refused
     if come_to % PROGRESS == 0 or not counts.left:
-        _say(f"{counts.written} written, {counts.refused} refused, {counts.left} left, {counts.tries} tries")
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a number from 1")
-    return number
+        say(f"{counts.written} written, {counts.refused} refused, {counts.left} left, {counts.tries} tries")
 
 
 def _arguments() -> argparse.Namespace:
@@ -273,10 +263,10 @@ next: python -m triton_models.distillation.quality pairs/learned.jsonl --drop pa
     )
     parser.add_argument("contexts", type=Path, nargs="+", metavar="CONTEXTS", help="files or folders of contexts")
     parser.add_argument("out", type=Path, metavar="OUT", help="file of pairs to append to")
-    parser.add_argument("--tries", type=_positive, default=3, metavar="N", help="tries for each text (default: 3)")
+    parser.add_argument("--tries", type=positive, default=3, metavar="N", help="tries for each text (default: 3)")
     parser.add_argument(
         "--concurrency",
-        type=_positive,
+        type=positive,
         metavar="N",
         help="calls in flight (default: PERSONAS_TEACHER_CONCURRENCY)",
     )

@@ -34,6 +34,7 @@ from triton_models.distillation.base import (
     hugging_face_tokenizer_config,
     hugging_face_weights,
 )
+from triton_models.distillation.command import say
 from triton_models.distillation.pairs import PAIRS, Pair, encoded, read_pairs
 
 END: Final = "<|im_end|>"
@@ -80,7 +81,7 @@ def main() -> None:
     steps = [batch for epoch in epochs for batch in epoch]
     recipe = _recipe(options, pairs)
     done = _resumed(options.out, recipe, model, optimizer)
-    _say(f"{len(learned)} pairs, {len(held)} held back, {len(steps)} steps, {done} done")
+    say(f"{len(learned)} pairs, {len(held)} held back, {len(steps)} steps, {done} done")
     log = (options.out / "training.jsonl").open("a")
     if not done:
         log.write(json.dumps(recipe) + "\n")
@@ -104,7 +105,7 @@ def main() -> None:
         entry["seconds"] = round(time.monotonic() - started, 1)
         log.write(json.dumps(entry) + "\n")
         log.flush()
-        _say(json.dumps(entry))
+        say(json.dumps(entry))
     print(json.dumps({"steps": len(steps), "pairs": len(learned), "adapter": str(options.out / "adapter.safetensors")}))
 
 
@@ -233,10 +234,6 @@ def _keep(step: int, recipe: dict[str, Any], model: PeftModel, optimizer: torch.
     save_file({name: tensor.half().contiguous() for name, tensor in adapter.items()}, unfinished)
     unfinished.chmod(0o644)
     unfinished.replace(out / "adapter.safetensors")
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 def _arguments() -> argparse.Namespace:
