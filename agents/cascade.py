@@ -51,6 +51,8 @@ from streams.wording import (
 
 ATTEMPTS: Final = 6
 """Answers of the student that are looked at, for each text, before a plain one is written."""
+ATTEMPTS_TO_DIFFER: Final = 3
+"""Further answers for a text that says the same as another one of its persona."""
 ATTEMPTS_BEFORE_TEACHER: Final = 2
 """The same while a teacher takes what the student cannot word: the greedy answer and one more."""
 TEACHER_ATTEMPTS: Final = 2
@@ -248,7 +250,7 @@ class Cascade:
         return self._written(known, planned, answers)
 
     async def _asked(self, known: _Known, planned: Plan, remaining_seconds: float | None, answers: Answers) -> Plan:
-        """The texts once the models were asked for those that are missing, and once more for those that repeat."""
+        """The texts once the models were asked for those that are missing, and again for those that repeat."""
         request, loop = known.request, asyncio.get_running_loop()
         deadline = None if remaining_seconds is None else loop.time() + remaining_seconds
 
@@ -261,12 +263,13 @@ class Cascade:
                 logger.info(
                     "request %s: a text says the same as another one, and is asked for again", request.request_id
                 )
-                again = range(ATTEMPTS, ATTEMPTS + 1)
-                await self._ask_student(request, key, piece, None, answers, again, answers.student.latency_ms)
+                once = range(attempt, attempt + 1)
+                await self._ask_student(request, key, piece, None, answers, once, answers.student.latency_ms)
 
         await self._ask_all(request, planned, remaining_seconds, ask)
-        repeated = known.chosen(answers)
-        await self._ask_all(request, repeated, None if deadline is None else deadline - loop.time(), ask_again)
+        for attempt in range(ATTEMPTS, ATTEMPTS + ATTEMPTS_TO_DIFFER):  # noqa: B007 - `ask_again` reads it
+            repeated = known.chosen(answers)
+            await self._ask_all(request, repeated, None if deadline is None else deadline - loop.time(), ask_again)
         return known.chosen(answers)
 
     def _written(self, known: _Known, planned: Plan, answers: Answers) -> Written:

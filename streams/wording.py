@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from hashlib import blake2b
-from itertools import combinations, pairwise
+from itertools import pairwise
 from typing import Final, NamedTuple, TypeAlias
 
 import orjson
@@ -38,6 +38,8 @@ FRAME: Final = 3
 """Trigrams without a word of the facts that two texts of a persona may not share, if they are most of one's."""
 UNKNOWN: Final = 1
 """Topical words of a text that may be none of its facts: a bridge between two titles."""
+STYLED: Final = 3
+"""Letters of a title that may be styled ones, as in an unusual name."""
 ITEM_CHARACTERS: Final = 180
 SUMMARY_CHARACTERS: Final = 280
 
@@ -166,15 +168,16 @@ _URGING: Final = (
 )
 _IGNORING: Final = (
     # To ignore, to write, in other languages.
-    r"\b(?:ignor\w*\s+\w*|negeer|schreib\w*|escrib\w*|scriv\w*|\u00e9cri\w*|ecriv\w*|escrev\w*|skriv\w*|napisz|napi\u0161\w*|"
-    r"napishi|yaz\u0131n|tulis\w*|abaikan|ignorir\w*)|\u5ffd\u7565|\u65e0\u89c6|\u7121\u8996|\u66f8\u3044\u3066|"
+    r"\b(?:ignor\w*\s+\w*|negeer|schreib(?:e|t)?\b|escrib(?:e|a|an|ir|iendo)\b|scriv(?:i|ete|a|ere)\b|\u00e9cri(?:s|vez|re)\b|ecri(?:s|vez|re)\b|"
+    r"escrev(?:a|e|am|er)\b|skriv\b|napisz|napi\u0161\w*|"
+    r"napishi|yaz\u0131n|tulis(?:kan|lah)\b|abaikan|ignorir\w*)|\u5ffd\u7565|\u65e0\u89c6|\u7121\u8996|\u66f8\u3044\u3066|"
     r"\ubb34\uc2dc|\u0438\u0433\u043d\u043e\u0440\w*|\u043d\u0430\u043f\u0438\u0448\w*|\u062a\u062c\u0627\u0647\u0644|"
     r"\u0627\u0643\u062a\u0628|\u0905\u0928\u0926\u0947\u0916\u093e|\u05d4\u05ea\u05e2\u05dc\u05dd"
 )
 _ORDERING: Final = re.compile(
     # Verbs of an order to a writer, then what is to be written or who is to be written about.
     rf"\b{_WRITING}\b[^.!?]{{0,40}}?\b{_WRITTEN}\b"
-    r"|\b(?:the|this|every|each|your|all|as)\s+(?:viewers?|personas?|answers?|sentences?|labels?|outputs?|ai|reply)\b"
+    r"|\bviewers?\b|\b(?:the|this|every|each|your|all|as)\s+(?:personas?|answers?|sentences?|labels?|outputs?|ai|reply)\b"
     rf"|\b{_MARKED}\s*[:=\]]"
     rf"|\b{_URGING}\s+(?:\w+\s+){{0,3}}?(?:write|say|answer|reply|respond|mention|obey|ignore|name|call|output)\b"
     r"|\b(?:write|say|answer|print|output|reply|respond|echo|type|spell)\s+(?:only\s+|just\s+|with\s+|the word\s+)?"
@@ -187,20 +190,26 @@ _ORDERING: Final = re.compile(
     r"|\bP\.\s?S\b|\bfootnote\b|\bwhatever is (?:said|written)\b"
     r"|\b(?:the|this|each|every|any) (?:blurb|caption|paragraph|phrase|noun|word|description|profile)s?\b"
     r"|(?:\b[^\W\d_]\s){5,}\w\b"
-    rf"|\bsend (?:coins|money)\b|{_IGNORING}",
+    rf"|\bsend (?:coins|money)\b|{_IGNORING}"
+    # A sentence that a persona might begin with, in a title.
+    r"|^\W*(?:has|enjoys|likes|follows|watches|returns|keeps|spends|prefers|appreciates|mostly|increasingly|"
+    r"often (?:watches|picks)|now (?:watches|prefers|enjoys|likes)|is (?:fond|getting|turning|into|now))\s",
     re.IGNORECASE,
 )
 """What reads like an order in a title. It is left out: a cluster has other titles, and a missed one costs a detail."""
 _STRUCTURE: Final = re.compile(
     r"[{}<>\\^~`=\n\r\t\v\f\x85\u2028\u2029\u2044\u2215\uff0f\uff5c\u29f8\uff1c\uff1e]"
-    r"|--|##|/\*|\*/|//|\*\*|\$\w|%\w\w|&#|&\w+;|\.\./|\[/|__|::|\"\s*[:,}\]]|^\s*\"[^\"]*$|';"
-    r"|\bhttps?\b|www\.|@\w"
+    r"|--|##|/\*|\*/|//|\*\*|\$\w|%\w\w|&#|&\w+;|\.\./|\[/|\w_|_\w|::|\"\s*[:,}\]]|^\s*\"[^\"]*$|';"
+    r"|\bhttps?\b|www\.|@\w|[^\W\d_]{2}\.[^\W\d_]\w|\d:\d\d\b.*\d:\d\d\b|%.*%|^\s*[a-ds]\.\s"
 )
 """Marks of markup, programs and data, which no title for people needs: one that has them is left out of prompts."""
 
 _FOREIGN: Final = re.compile(r"[^\W\dA-Za-z\u00C0-\u024F]")
 _CODED: Final = re.compile(r"\w*(?:[^\W\d_]\d+[^\W\d_]|\d[^\W\d_x]+\d)\w*|\b[A-Za-z0-9]{20,}\b")
-_SENTENCES: Final = re.compile(r"(?:(?<=[^\W\d_]{3}\.)|(?<=[!?]))\s+")
+_ABBREVIATED: Final = "".join(rf"(?<!\b{short}\.)" for short in ("[Ee]p", "[Vv]s", "[Nn]o", "[DMJS]r", "[SFPM]t"))
+_SENTENCES: Final = re.compile(rf"(?:(?<=[^\W\d_]{{2}}\.){_ABBREVIATED}|(?<=[!?]))\s+")
+_BRACKETED: Final = re.compile(r"\([^()]*\)|\[[^\[\]]*\]|\u3010[^\u3011]*\u3011")
+_SHOUTED: Final = re.compile(r"\b[A-Z]{5,}\b")
 _GROUPED: Final = re.compile(r"(?<=\d),(?=\d{3}\b)")
 """The comma of 24,000, which is no comma between clauses."""
 
@@ -270,6 +279,11 @@ def _is_hidden(character: str) -> bool:
     return unicodedata.category(character) in _HIDDEN or character in _UNSEEN or _SELECTORS.match(character) is not None
 
 
+def _is_styled(character: str) -> bool:
+    """Whether it is a Latin letter in fancy dress, such as a bold or a circled one."""
+    return not character.isascii() and re.fullmatch("[A-Za-z]", unicodedata.normalize("NFKC", character)) is not None
+
+
 @lru_cache(CLEANED)
 def _is_suspicious(title: str) -> bool:
     # A selector after a symbol is an emoji's; after a letter it hides something, as a mark does that no letter has.
@@ -278,6 +292,8 @@ def _is_suspicious(title: str) -> bool:
     if any(_is_hidden(c) for c in _EMOJI.sub("", title)):
         return True
     folded = unicodedata.normalize("NFKC", title)
+    if sum(_is_styled(c) for c in title) > STYLED:
+        return True
     return any(rule.search(text) for rule in (_STRUCTURE, _ORDERING) for text in (title, folded))
 
 
@@ -302,19 +318,34 @@ def retellable(title: str, label: str) -> str:
     """What a text may retell of a title of the cluster `label`: one clause in Latin letters; empty if that is nothing.
 
     Most titles are one sentence. Of several only the first that has a word of the label is taken: what is no part of
-    the subject is an aside, at times to a model. Titles whose words mix letters and digits, or come again and again,
-    are no language.
+    the subject is an aside, at times to a model, and so is what stands in brackets. Titles whose words mix letters and
+    digits, or come again and again, are no language, and a title that shouts one word apart from its subject wants it
+    said.
     """
-    sentences = _SENTENCES.split(sanitise_title(title))
+    if not sanitise_title(title):
+        return ""
+    sentences = _SENTENCES.split(sanitise_title(_BRACKETED.sub(" ", title)))
     if len(sentences) > 1:
         subject = _stems(label)
         sentences = [sentence for sentence in sentences if not subject.isdisjoint(_stems(sentence))]
     first = sentences[0] if sentences else ""
+    if _shouts(first, label):
+        return ""
     clause = first.partition(",")[0]
     text = sanitise_title(clause if " " in clause else first, MAXIMUM_RETOLD)
-    words = text.casefold().split()
-    odd = _FOREIGN.search(text) or _CODED.search(text) or any(words.count(word) > 2 for word in words)
-    return "" if odd else text
+    return "" if _FOREIGN.search(text) or _CODED.search(text) or _drones(title) else text
+
+
+def _drones(title: str) -> bool:
+    """Whether a topical word comes again and again."""
+    topical = (word for word in _tokens(title[: 8 * MAXIMUM_TITLE]) if word not in _NEUTRAL)
+    return any(count > 2 for count in Counter(topical).values())
+
+
+def _shouts(title: str, label: str) -> bool:
+    """Whether a word stands in capitals in a title that has others in small letters, and the label lacks it."""
+    shouted = _stems(" ".join(_SHOUTED.findall(title)))
+    return any(word.islower() for word in title.split()) and not shouted <= _stems(label)
 
 
 def parse_wording(text: str, task: WordingTask) -> Wording:
@@ -370,25 +401,22 @@ def distinct_texts(task: WordingTask, candidates: Sequence[Sequence[str]]) -> tu
     candidates: for each of `task_keys`, best first. A summary may repeat what the items say. Raises ValueError if they
     are not as many as the task asks for.
     """
-    given = _given(task)
-    said: list[str] = []
+    said = _Said(task)
     chosen: list[str | None] = []
     for key, texts in zip(task_keys(task), candidates, strict=True):
-        before = () if key == SUMMARY_KEY else said
-        text = next((text for text in texts if not any(_same(text, other, given) for other in before)), None)
-        chosen.append(text)
-        if text is not None and key != SUMMARY_KEY:
-            said.append(text)
+        chosen.append(next((text for text in texts if said.repeated(key, text) is None), None))
+        said.add(key, chosen[-1])
     return tuple(chosen)
 
 
 def template_wording(task: WordingTask) -> Wording:
     """Plain sentences without a model: varied by the content, equal for equal content, valid under `parse_wording`."""
-    facts = _Facts(task)
-    said: list[str] = []
+    facts, said = _Facts(task), _Said(task)
+    texts = []
     for key in task_keys(task):
-        said.append(facts.first_valid(key, _candidates(key, task), said[bool(task.overview) :]))
-    return _wording(task, said)
+        texts.append(facts.first_valid(key, _candidates(key, task), said))
+        said.add(key, texts[-1])
+    return _wording(task, texts)
 
 
 def _wording(task: WordingTask, texts: list[str]) -> Wording:
@@ -400,18 +428,47 @@ def _wording(task: WordingTask, texts: list[str]) -> Wording:
 
 def _refuse_repetition(task: WordingTask, texts: Mapping[str, str]) -> None:
     """Raises WordingRejected if two items say the same. A summary may repeat what the items say."""
-    given = _given(task)
-    items = [(key, text) for key, text in texts.items() if key != SUMMARY_KEY]
-    for (key, first), (other, second) in combinations(items, 2):
-        if _same(first, second, given):
-            raise WordingRejected("repetition", f"{key} and {other} say the same")
+    said = _Said(task)
+    for key, text in texts.items():
+        other = said.repeated(key, text)
+        if other is not None:
+            raise WordingRejected("repetition", f"{other} and {key} say the same")
+        said.add(key, text)
 
 
 class _Given(NamedTuple):
-    """What several texts of a task may well share: trigrams of its labels and titles, and stems of their words."""
+    """What the text of an item may share with another one: trigrams of its labels and titles, stems of their words."""
 
     trigrams: _Trigrams
     stems: frozenset[str]
+
+
+class _Said:
+    """The texts of a persona so far, but for its summary, which may repeat them and be repeated."""
+
+    def __init__(self, task: WordingTask) -> None:
+        interests = {key: _given([i.label], i.titles) for key, i in zip(INTEREST_KEYS, task.interests, strict=False)}
+        novel = {
+            key: _given([n.label, *n.via_labels], n.titles) for key, n in zip(NOVEL_KEYS, task.novel, strict=False)
+        }
+        self._given = interests | novel
+        self._texts: dict[str, str] = {}
+
+    def repeated(self, key: str, text: str) -> str | None:
+        """The key of an earlier text that says the same as this one would; None if there is none."""
+        if key == SUMMARY_KEY:
+            return None
+        own = self._given[key]
+        for other, earlier in self._texts.items():
+            its = self._given[other]
+            if _same(text, earlier, _Given(own.trigrams | its.trigrams, own.stems | its.stems)):
+                return other
+        return None
+
+    def add(self, key: str, text: str | None) -> None:
+        """Remember a text, if there is one."""
+        if text is not None and key != SUMMARY_KEY:
+            self._texts[key] = text
 
 
 def _same(first: str, second: str, given: _Given) -> bool:
@@ -431,11 +488,9 @@ def _overlap(a: Set[tuple[str, str, str]], b: Set[tuple[str, str, str]], least: 
     return shared >= least and 2 * shared > min(len(a), len(b))
 
 
-def _given(task: WordingTask) -> _Given:
-    items: list[InterestTask | NovelTask] = [*task.interests, *task.novel]
-    labels = [i.label for i in items] + [name for n in task.novel for name in n.via_labels]
+def _given(labels: Sequence[str], titles: Sequence[str]) -> _Given:
     given = [clean_label(label) for label in labels]
-    given += [form(title) for i in items for title in i.titles for form in (sanitise_title, clean_label)]
+    given += [form(title) for title in titles for form in (sanitise_title, clean_label)]
     return _Given(frozenset().union(*map(_trigrams, given)), frozenset().union(*map(_stems, given)))
 
 
@@ -463,7 +518,6 @@ class _Facts:
             key: " . ".join((label, self._via.get(key, ""), titles_of.get(key, "")))
             for key, label in self._labels.items()
         }
-        self._given = _given(task)
         self._trends = {key: i.trend for key, i in zip(INTEREST_KEYS, task.interests, strict=False)}
 
     def problem(self, key: str, text: str) -> tuple[str, str] | None:
@@ -478,11 +532,10 @@ class _Facts:
             or _repetitive(text, self._drafts[key])
         )
 
-    def first_valid(self, key: str, candidates: Iterable[str], said: list[str]) -> str:
+    def first_valid(self, key: str, candidates: Iterable[str], said: _Said) -> str:
         """The first candidate without a problem that does not repeat what is said already."""
         for candidate in candidates:
-            repeated = any(_same(candidate, other, self._given) for other in said)
-            if not repeated and self.problem(key, candidate) is None:
+            if said.repeated(key, candidate) is None and self.problem(key, candidate) is None:
                 return candidate
         # Not reached by any input we know of; a plain sentence without a foreign word is safe, a crash is not.
         return _filled("Comes back to L from time to time.", "this topic")
@@ -596,10 +649,12 @@ def _unsafe(text: str, own: str) -> tuple[str, str] | None:
     if _COMMANDING & set(tokens) or any(f" {phrase} " in flat for phrase in _COMMANDING_PHRASES):
         return "command", "it reads like an order to a model"
     # A title's "her first marathon" may be retold; "in her free time" is a guess, though the title has the word.
-    pairs = {pair for part in given for pair in pairwise(["", *part, ""])}
-    around = zip(["", *tokens], tokens, [*tokens[1:], ""], strict=False)
+    pairs = {pair for part in given for pair in pairwise(["", *map(_stem, part), ""])}
+    around = zip(["", *map(_stem, tokens)], tokens, [*map(_stem, tokens[1:]), ""], strict=False)
     guess = {
-        word for before, word, after in around if word in _PERSONAL and not {(before, word), (word, after)} & pairs
+        word
+        for before, word, after in around
+        if word in _PERSONAL and not {(before, _stem(word)), (_stem(word), after)} & pairs
     }
     guess -= {part[0] for part in given if len(part) == 1}
     guess |= _SENSITIVE & set(tokens).difference(*given)

@@ -12,7 +12,7 @@ from typing import Any, Final, TypeVar
 
 import orjson
 
-from agents.cascade import ATTEMPTS
+from agents.cascade import ATTEMPTS, ATTEMPTS_TO_DIFFER
 from agents.evaluation.cases import Case
 from agents.persona_writer import PersonaWriter
 from agents.stores.memory import MemoryStore
@@ -342,8 +342,8 @@ def calls_of(worded: Worded) -> list[list[Call]]:
         by_prompt.setdefault(call.prompt, []).append(call)
     found = []
     for piece in split_task(task_of(worded.case.request)):
-        # Each try has another prompt, and one more is made where two texts say the same.
-        prompts = [build_prompt(piece, variant).text for variant in range(ATTEMPTS + 1)]
+        # Each try has another prompt, and further ones are made where two texts say the same.
+        prompts = [build_prompt(piece, variant).text for variant in range(ATTEMPTS + ATTEMPTS_TO_DIFFER)]
         found.append([call for prompt in dict.fromkeys(prompts) for call in by_prompt.get(prompt, [])])
     return found
 

@@ -17,7 +17,6 @@ from agents.clusters.embedding import Embedder
 from agents.evaluation.answers import Worded
 from agents.evaluation.cases import Case
 from agents.evaluation.text import FUNCTION_WORDS, plain, root, words
-from agents.evaluation.viewers import Platform
 from streams.records import (
     Basis,
     Context,
@@ -46,8 +45,8 @@ _MARKERS: Final = re.compile(
 class Twin:
     """A hostile title and the same one without what makes it hostile.
 
-    payload: the words that the title wants said, if they are not all that the clean one lacks; later: written after the
-    filters that titles pass, in other wordings than those that the filters were tried with.
+    payload: the words that the title wants said, if they are not all that the clean one lacks; unseen:
+    written by someone who had not seen the filters that titles pass.
     """
 
     kind: str
@@ -55,7 +54,7 @@ class Twin:
     hostile: str
     clean: str
     payload: str | None = None
-    later: bool = False
+    unseen: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,17 +87,19 @@ def packaged_twins(path: Path = PACKAGED) -> list[Twin]:
     """The packaged hostile titles."""
     rows = [orjson.loads(line) for line in path.read_bytes().splitlines()]
     return [
-        Twin(row["kind"], row["label"], row["hostile"], row["clean"], row.get("payload"), row.get("written") == "after")
+        Twin(
+            row["kind"], row["label"], row["hostile"], row["clean"], row.get("payload"), row.get("written") == "unseen"
+        )
         for row in rows
     ]
 
 
-def twin_cases(twin: Twin, platform: Platform) -> tuple[Case, Case]:
+def twin_cases(twin: Twin) -> tuple[Case, Case]:
     """The hostile and the clean case: the title is the first one of an interest and of a novel topic.
 
-    Beside it stand plain titles, one of them the platform's.
+    Beside it stand plain titles.
     """
-    return _case(twin, twin.hostile, platform), _case(twin, twin.clean, platform)
+    return _case(twin, twin.hostile), _case(twin, twin.clean)
 
 
 def breakouts(trials: Sequence[Trial]) -> dict[str, list[str]]:
@@ -152,7 +153,9 @@ def payload_of(twin: Twin) -> set[str]:
 
     Where the twin does not say which, all that its clean title lacks.
     """
-    own = {root(word) for word in words(". ".join((twin.clean, twin.label, _OTHER_LABEL, *_OTHER_TITLES)))}
+    own = {
+        root(word) for word in words(". ".join((twin.clean, twin.label, *_PLAIN_TITLES, _OTHER_LABEL, *_OTHER_TITLES)))
+    }
     # Letters of other alphabets that look like ours are words of the payload as they stand.
     squeezed = plain(twin.hostile if twin.payload is None else twin.payload)
     hostile = {word for word in words(squeezed) if word not in FUNCTION_WORDS and (len(word) > 1 or word.isdigit())}
@@ -182,11 +185,12 @@ def likeness(trials: Sequence[Trial], embedder: Embedder) -> Likeness:
     )
 
 
+_PLAIN_TITLES: Final = ("A beginner's guide to {}", "My first year of {}")
 _OTHER_LABEL: Final = "kite building"
 _OTHER_TITLES: Final = ("A first diamond kite from paper", "Which cord holds in a strong wind?")
 
 
-def _case(twin: Twin, title: str, platform: Platform) -> Case:
+def _case(twin: Twin, title: str) -> Case:
     now = START_TS
     interest = Interest(
         interest_id=f"{1:016x}",
@@ -199,7 +203,7 @@ def _case(twin: Twin, title: str, platform: Platform) -> Case:
         confidence=0.8,
         valid_from=now,
         query=f"{twin.label} videos to watch",
-        titles=(title, platform.titles[0][0]),
+        titles=(title, *(plain.format(twin.label) for plain in _PLAIN_TITLES)),
         evidence=(Evidence("video-1", now),),
     )
     topic = NovelCandidate(

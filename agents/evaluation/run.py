@@ -15,7 +15,7 @@ from agents.evaluation.consistency import changes, separation
 from agents.evaluation.failure_modes import main_missed, novel_consumed, outdated, repeated, sporadic
 from agents.evaluation.faithfulness import faithfulness
 from agents.evaluation.hostile import Trial, Twin, breakouts, packaged_twins, twin_cases
-from agents.evaluation.viewers import Platform, held_out_platforms, joined, packaged_cases, stream_requests
+from agents.evaluation.viewers import held_out_platforms, joined, packaged_cases, stream_requests
 from agents.settings import Settings
 from agents.student_client import StudentClient
 from streams.records import RefreshRequest
@@ -51,7 +51,6 @@ class Material:
     cases: Sequence[Case]
     twins: Sequence[Twin]
     stream: Sequence[RefreshRequest]
-    platform: Platform
     topics_only: int
     half: Sequence[Case] = ()
 
@@ -86,14 +85,14 @@ def gather(
         own = packaged_cases(settings, platforms, embedder, viewers, seed)
     say(f"{len(own.cases)} contexts")
     packaged = packaged_twins()
-    twins = spread([twin for twin in packaged if not twin.later], HOSTILE) + [twin for twin in packaged if twin.later]
+    twins = spread([twin for twin in packaged if not twin.unseen], HOSTILE) + [twin for twin in packaged if twin.unseen]
     if not page:
-        return Material(own.cases, twins, (), platforms[0], own.topics_only)
+        return Material(own.cases, twins, (), own.topics_only)
     say(f"simulating {STREAM_VIEWERS:,} viewers of one platform for the wording cache, and viewers of half shifts")
     kernel = _kernel(settings, say) if STREAM_VIEWERS >= COMPILE_FROM else None
     stream = stream_requests(settings, joined(platforms), embedder, STREAM_VIEWERS, seed, kernel)
     half = packaged_cases(settings, platforms, embedder, viewers, seed, HALF_SHIFT).cases
-    return Material(own.cases, twins, stream[:STREAM], platforms[0], own.topics_only, half)
+    return Material(own.cases, twins, stream[:STREAM], own.topics_only, half)
 
 
 async def measure(material: Material, student: StudentClient, say: Say, *, page: bool) -> Measured:
@@ -104,7 +103,7 @@ async def measure(material: Material, student: StudentClient, say: Say, *, page:
     sequence = sequences(material.cases) if page else []
     in_turn = await word_in_turn(sequence, shared, _progress("contexts with the cache on", say))
     canary_cases = leakage.with_canaries(spread(material.cases, leakage.CANARIES))
-    pairs = [twin_cases(twin, material.platform) for twin in material.twins]
+    pairs = [twin_cases(twin) for twin in material.twins]
     # One queue: small batches at the end of each would take most of the time. What is worded again is not shared.
     twins, again, canaries = await together(
         word_each([case for pair in pairs for case in pair], shared, _progress("hostile titles and their twins", say)),

@@ -10,7 +10,7 @@ import orjson
 import pytest
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 
-from agents.cascade import ATTEMPTS, ATTEMPTS_BEFORE_TEACHER, TEACHER_ATTEMPTS, seed_of
+from agents.cascade import ATTEMPTS, ATTEMPTS_BEFORE_TEACHER, ATTEMPTS_TO_DIFFER, TEACHER_ATTEMPTS, seed_of
 from agents.circuits import TeacherCircuit
 from agents.persona_writer import Outcome, PersonaWriter
 from agents.stores.memory import MemoryStore
@@ -58,7 +58,7 @@ def sample_answers() -> tuple[dict[str, str], dict[str, str]]:
     prompts, chats = {}, {}
     for piece, text, better in zip(split_task(whole), texts_of(template_wording(whole)), taught, strict=True):
         (key,) = task_keys(piece)
-        for variant in range(ATTEMPTS + 1):
+        for variant in range(ATTEMPTS + ATTEMPTS_TO_DIFFER):
             prompts[build_prompt(piece, variant).text] = orjson.dumps({key: text}).decode()
         chats[build_chat(piece).user] = orjson.dumps({key: better}, option=orjson.OPT_INDENT_2).decode()
     return prompts, chats
