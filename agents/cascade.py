@@ -38,16 +38,9 @@ from streams.personas import (
 )
 from streams.prompts import Prompt, build_prompt
 from streams.records import Model, RefreshRequest, Tier
+from streams.tasks import Wording, WordingTask, split_task
 from streams.teaching import Chat, build_chat, compact_answer
-from streams.wording import (
-    Wording,
-    WordingRejected,
-    WordingTask,
-    distinct_texts,
-    parse_wording,
-    split_task,
-    template_wording,
-)
+from streams.wording import WordingRejected, distinct_texts, parse_wording, template_wording
 
 ATTEMPTS: Final = 6
 """Answers of the student that are looked at, for each text, before a plain one is written."""

@@ -47,11 +47,8 @@ from streams.personas import (
     receipt_key,
 )
 from streams.records import Command, Persona, RefreshRequest, Tier, encode, removal_version
+from streams.tasks import MAXIMUM_INTERESTS, MAXIMUM_NOVEL
 from streams.watch import InputRecord, Output
-from streams.wording import (
-    MAXIMUM_INTERESTS,
-    MAXIMUM_NOVEL,
-)
 
 MAXIMUM_PERSONA_BYTES: Final = 1_000_000
 """A larger one would be refused by the broker after it was stored."""

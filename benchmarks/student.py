@@ -55,15 +55,8 @@ from benchmarks.throughput.command import publish
 from benchmarks.throughput.report import machine
 from streams.personas import content_keys, plan
 from streams.prompts import Prompt, build_prompt
-from streams.wording import (
-    INTEREST_KEYS,
-    SUMMARY_KEY,
-    WordingRejected,
-    WordingTask,
-    parse_wording,
-    split_task,
-    task_keys,
-)
+from streams.tasks import INTEREST_KEYS, SUMMARY_KEY, WordingTask, split_task, task_keys
+from streams.wording import WordingRejected, parse_wording
 
 T = TypeVar("T")
 

@@ -29,7 +29,7 @@ from streams.records import (
     Tier,
     persona_version,
 )
-from streams.wording import InterestTask, NovelTask, Wording, WordingTask
+from streams.tasks import InterestTask, NovelTask, Wording, WordingTask
 
 NO_INTERESTS: Final = "No clear interest stands out yet."
 """Summary of a persona without interests: there is nothing to word."""

@@ -20,18 +20,9 @@ from typing import Final
 
 import orjson
 
-from streams.wording import (
-    INTEREST_KEYS,
-    NOVEL_KEYS,
-    SUMMARY_KEY,
-    InterestTask,
-    NovelTask,
-    WordingTask,
-    clean_label,
-    enumerated,
-    retellable,
-    task_keys,
-)
+from streams.cleaning import clean_label, retellable
+from streams.tasks import INTEREST_KEYS, NOVEL_KEYS, SUMMARY_KEY, InterestTask, NovelTask, WordingTask, task_keys
+from streams.templates import enumerated
 
 PROMPT_VERSION: Final = "2"
 """Changes with anything that changes prompts or grammars."""

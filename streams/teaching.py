@@ -15,17 +15,11 @@ from typing import Final
 
 import orjson
 
+from streams.cleaning import clean_label
 from streams.prompts import facts_of
 from streams.records import Maturity, RefreshRequest
-from streams.wording import (
-    INTEREST_KEYS,
-    MAXIMUM_ANSWER_BYTES,
-    SUMMARY_CHARACTERS,
-    SUMMARY_KEY,
-    WordingTask,
-    clean_label,
-    task_keys,
-)
+from streams.tasks import INTEREST_KEYS, SUMMARY_KEY, WordingTask, task_keys
+from streams.wording import MAXIMUM_ANSWER_BYTES, SUMMARY_CHARACTERS
 
 TEACHING_VERSION: Final = "2"
 """Changes with anything that changes chats."""

@@ -7,7 +7,7 @@ from dataclasses import replace
 import orjson
 
 from streams.prompts import build_prompt, plain_answer
-from streams.wording import InterestTask, NovelTask, WordingTask, task_keys
+from streams.tasks import InterestTask, NovelTask, WordingTask, task_keys
 from triton_models.distillation.pairs import Pair
 
 TITLES = ("Feeding a starter", "My day long loaf", "Rye and spelt", "Folding wet dough", "Scoring patterns")

@@ -26,7 +26,7 @@ from streams.records import (
     Rule,
     Tier,
 )
-from streams.wording import split_task, task_keys
+from streams.tasks import split_task, task_keys
 
 START = 1_767_225_600_000
 MINUTE = 60_000

@@ -18,7 +18,7 @@ from streams.records import (
     Rule,
     Tier,
 )
-from streams.wording import INTEREST_KEYS, NOVEL_KEYS, SUMMARY_KEY, Wording, WordingTask, task_keys
+from streams.tasks import INTEREST_KEYS, NOVEL_KEYS, SUMMARY_KEY, Wording, WordingTask, task_keys
 
 NOON = 1_795_348_800_000  # 2026-11-22T12:00:00Z
 HOUR = 3_600_000

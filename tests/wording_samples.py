@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from streams.wording import InterestTask, NovelTask, WordingTask
+from streams.tasks import InterestTask, NovelTask, WordingTask
 
 TITLES = {
     "sourdough baking": ("Feeding a sourdough starter from scratch", "How to score bread so it opens in the oven"),

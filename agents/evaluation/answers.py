@@ -24,8 +24,9 @@ from streams.decoding import decode_persona
 from streams.personas import NO_INTERESTS, compose, content_keys, plan
 from streams.prompts import Prompt, build_prompt
 from streams.records import Model, Persona, RefreshRequest, Tier, encode
+from streams.tasks import WordingTask, split_task, task_keys
 from streams.watch import InputRecord, Output
-from streams.wording import WordingRejected, WordingTask, parse_wording, split_task, task_keys, template_wording
+from streams.wording import WordingRejected, parse_wording, template_wording
 
 AT_ONCE: Final = 4
 """Personas worded at the same time; each asks for all its texts at once, and the client bounds the calls."""

@@ -11,7 +11,8 @@ import pytest
 from agents.settings import Settings
 from agents.student_client import ScriptedStudent, StudentClient, StudentFailed, StudentUnavailable, TritonStudent
 from streams.prompts import build_prompt
-from streams.wording import WordingRejected, parse_wording, split_task
+from streams.tasks import split_task
+from streams.wording import WordingRejected, parse_wording
 from tests.wording_samples import sample_task
 
 Make = Callable[[float], StudentClient]

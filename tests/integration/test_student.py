@@ -15,7 +15,8 @@ from tritonclient.utils import InferenceServerException
 
 from agents.student_client import TritonStudent
 from streams.prompts import build_prompt
-from streams.wording import WordingRejected, parse_wording, split_task
+from streams.tasks import split_task
+from streams.wording import WordingRejected, parse_wording
 from tests.conftest import Stack
 from tests.wording_samples import sample_task
 

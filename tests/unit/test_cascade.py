@@ -23,9 +23,10 @@ from streams.decoding import decode_persona
 from streams.personas import content_keys, plan, texts_of
 from streams.prompts import Prompt, build_prompt
 from streams.records import Maturity, Persona, RefreshRequest, Tier, encode, persona_version
+from streams.tasks import split_task, task_keys
 from streams.teaching import Chat, TeacherPolicy, build_chat
 from streams.watch import InputRecord, Output
-from streams.wording import split_task, task_keys, template_wording
+from streams.wording import template_wording
 from tests.request_samples import HOUR, NOON, sample_context, sample_request
 
 QUICK = WriterConfiguration(

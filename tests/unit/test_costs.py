@@ -19,7 +19,7 @@ from benchmarks.scale_model import read_inputs
 from streams.costs import MONTH_DAYS, CostInputs, as_dict, costs, measure
 from streams.personas import NO_INTERESTS, compose
 from streams.records import Model, Persona, Tier, encode
-from streams.wording import Wording
+from streams.tasks import Wording
 from tests.request_samples import NOON, sample_request
 
 ROOT = Path(__file__).parents[2]

@@ -10,7 +10,7 @@ import orjson
 import pytest
 
 from streams.records import encode
-from streams.wording import task_keys
+from streams.tasks import task_keys
 from tests.distillation_samples import interest, summary, topic
 from tests.request_samples import sample_request
 from triton_models.distillation.contexts import (

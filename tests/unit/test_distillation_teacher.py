@@ -19,8 +19,8 @@ from aiohttp import web
 
 from agents.student_client import Answer
 from agents.teacher_client import TeacherFailed, TeacherUnavailable
+from streams.tasks import task_keys
 from streams.teaching import Chat, build_chat
-from streams.wording import task_keys
 from tests.distillation_samples import contexts, plain, text_of
 from triton_models.distillation.pairs import Pair, encoded, read_pairs, write_pairs
 from triton_models.distillation.teacher import ABSENCES, Counts, TeacherAway, ask, opened

@@ -37,8 +37,9 @@ from streams.records import (
     persona_version,
     removal_version,
 )
+from streams.tasks import split_task, task_keys
 from streams.watch import InputRecord, Output
-from streams.wording import split_task, task_keys, template_wording
+from streams.wording import template_wording
 from tests.request_samples import HOUR, NOON, sample_context, sample_request
 
 QUICK = WriterConfiguration(

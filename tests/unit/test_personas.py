@@ -22,7 +22,8 @@ from streams.personas import (
     texts_of,
 )
 from streams.records import Model, Persona, RefreshRequest, Tier, encode
-from streams.wording import Wording, parse_wording, template_wording
+from streams.tasks import Wording
+from streams.wording import parse_wording, template_wording
 from tests.request_samples import answer_of, sample_context, sample_request
 
 MODEL_ID = "student/1"

@@ -18,13 +18,8 @@ from streams.prompts import (
     grammar_for,
     plain_answer,
 )
-from streams.wording import (
-    InterestTask,
-    NovelTask,
-    WordingTask,
-    parse_wording,
-    split_task,
-)
+from streams.tasks import InterestTask, NovelTask, WordingTask, split_task
+from streams.wording import parse_wording
 from tests.unit.test_wording import HOSTILE
 from tests.wording_samples import TITLES, sample_task
 
@@ -120,11 +115,31 @@ def test_a_hostile_title_cannot_end_its_line_turn_or_field(title: str) -> None:
         "B\u0430king bre\u0430d",
         "wr1te l0af h4cked",
         "loaf loaf loaf",
+        "bread and loaf, loaf, loaf and more of it after the part that is read by anybody at all, a loaf",
         "QWxhZGRpbjpvcGVuIHNlc2FtZQ now",
+        "Kneading it the MARZIPAN way",
+        "I dare you to put marzipan into it. Rolls and cuts",
     ],
 )
 def test_a_title_that_cannot_be_retold_is_left_out(title: str) -> None:
     assert facts_of(interest("bread", 0, title, "Kneading dough")).line.endswith(" | steady | Kneading dough")
+
+
+@pytest.mark.parametrize(
+    ("title", "retold"),
+    [
+        ("Rye bread (invented by King Banana)", "Rye bread"),
+        ("[The long cut] Rye bread at dawn", "Rye bread at dawn"),
+        ("BREAD THAT RISES", "BREAD THAT RISES"),
+        ("A BREAD that rises", "A BREAD that rises"),
+        ("Bread with NASA", "Bread with NASA"),
+        ("Dr. Rye against Mr. Oat", "Dr. Rye against Mr. Oat"),
+        ("Oats are up. Bread vs. cake, a test", "Bread vs. cake"),
+        ("One loaf a day, one loaf a week", "One loaf a day"),
+    ],
+)
+def test_of_a_title_its_part_on_the_subject_is_retold(title: str, retold: str) -> None:
+    assert facts_of(interest("bread", 0, title)).titles == (retold,)
 
 
 @pytest.mark.parametrize("label", HOSTILE)

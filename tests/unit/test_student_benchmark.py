@@ -16,7 +16,7 @@ from benchmarks import llama_cpp, student
 from benchmarks.llama_cpp import LlamaCppError, answer_of, ensure_server, request_body, started_server
 from benchmarks.student import LLAMA_CPP, OURS, Figures, Overload, Patient, Pool, Run, Text, TooFewTextsError
 from streams.prompts import Prompt, build_prompt, plain_answer
-from streams.wording import split_task
+from streams.tasks import split_task
 from tests.request_samples import sample_request
 from tests.wording_samples import sample_task
 

@@ -21,8 +21,9 @@ from typing import Any, Final
 import orjson
 
 from agents.evaluation.cases import UnreadableContexts, read_cases
+from streams.cleaning import clean_label
 from streams.personas import content_keys, plan
-from streams.wording import InterestTask, NovelTask, WordingTask, clean_label, split_task
+from streams.tasks import InterestTask, NovelTask, WordingTask, split_task
 from triton_models.distillation.command import positive, say
 from triton_models.distillation.pairs import Pair, json_lines, write_pairs
 

@@ -2,7 +2,7 @@
 
     {"catalogue": "calm", "task": {"interests": [...], "novel": [...], "overview": [...]}, "text": "Enjoys ..."}
 
-A task asks for one text (see `streams.wording.split_task`); the text is what the student should answer. A pair without
+A task asks for one text (see `streams.tasks.split_task`); the text is what the student should answer. A pair without
 a text is a context: one that a teacher is to word.
 """
 
@@ -16,7 +16,8 @@ from typing import Any, Final
 import orjson
 
 from streams.prompts import Facts, build_prompt, facts_of
-from streams.wording import InterestTask, NovelTask, WordingTask, parse_wording, task_keys
+from streams.tasks import InterestTask, NovelTask, WordingTask, task_keys
+from streams.wording import parse_wording
 
 PAIRS: Final = Path(__file__).parent / "pairs"
 

@@ -18,7 +18,8 @@ from typing import Final
 
 from agents.evaluation.text import FUNCTION_WORDS, distinct, ngrams, root, words
 from streams.prompts import INTEREST_OPENINGS, NEW, NOVEL_OPENINGS, SAYABLE, SUMMARY_OPENINGS, TRENDS, VIA_OPENINGS
-from streams.wording import INTEREST_KEYS, NOVEL_KEYS, SUMMARY_KEY, WordingRejected, task_keys
+from streams.tasks import INTEREST_KEYS, NOVEL_KEYS, SUMMARY_KEY, task_keys
+from streams.wording import WordingRejected
 from triton_models.distillation.command import say
 from triton_models.distillation.pairs import PAIRS, Pair, check, read_pairs, write_pairs
 

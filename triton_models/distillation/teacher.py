@@ -23,8 +23,8 @@ from agents.settings import SettingsError, load_settings
 from agents.student_client import Answer
 from agents.teacher_client import TeacherClient, TeacherFailed, TeacherUnavailable, teacher_of
 from streams.decoding import printable
+from streams.tasks import task_keys
 from streams.teaching import Chat, build_chat, compact_answer, corrected_chat
-from streams.wording import task_keys
 from triton_models.distillation.command import positive, say
 from triton_models.distillation.pairs import Pair, encoded, read_pairs
 from triton_models.distillation.quality import Fault, fault_of

@@ -26,7 +26,7 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from streams.prompts import PROMPT_VERSION
-from streams.wording import WordingTask
+from streams.tasks import WordingTask
 from triton_models.distillation.base import (
     PROJECTIONS,
     hugging_face_config,
