@@ -142,7 +142,7 @@ class TritonStudent:
 
 
 class ScriptedStudent:
-    """An in-memory student for tests and replays: the same prompt gives the same answer, at once or after a delay.
+    """An in-memory student for tests: the same prompt gives the same answer, at once or after a delay.
 
     script: from a prompt and a seed to the text; it may raise StudentUnavailable or StudentFailed.
     """

@@ -14,7 +14,7 @@ from typing import Final
 import orjson
 
 from streams.identifiers import content_hash
-from streams.prompts import PROMPT_VERSION, facts_of
+from streams.prompts import PROMPT_VERSION, content_of
 from streams.records import (
     SCHEMA_VERSION,
     Changes,
@@ -98,8 +98,8 @@ def receipt_key(user_id: str) -> str:
 def content_keys(request: RefreshRequest, model_id: str) -> Keys:
     """Cache keys of the texts that a student `model_id` (name and version) would write for this request.
 
-    By what its prompts say: contexts that differ in what no prompt holds share their texts. Raises ValueError for a
-    request without a context.
+    By what its prompts may say: contexts that differ in what none of them holds share their texts. Raises ValueError
+    for a request without a context.
     """
     context = context_of(request)
     common = (context.language, model_id, PROMPT_VERSION)
@@ -107,9 +107,9 @@ def content_keys(request: RefreshRequest, model_id: str) -> Keys:
     novel = [WordingTask((), (_novel_task(topic),), ()) for topic in context.novel]
     overview = _overview(context)
     return Keys(
-        summary=_key("summary", *common, *(_read(WordingTask((), (), overview)) if overview else ())),
-        interests=tuple(_key("interest", *common, *_read(task)) for task in interests),
-        novel=tuple(_key("novel", *common, *_read(task)) for task in novel),
+        summary=_key("summary", *common, *(content_of(WordingTask((), (), overview)) if overview else ())),
+        interests=tuple(_key("interest", *common, *content_of(task)) for task in interests),
+        novel=tuple(_key("novel", *common, *content_of(task)) for task in novel),
     )
 
 
@@ -284,11 +284,6 @@ def _persona_novel(candidate: NovelCandidate, reason: str) -> PersonaNovel:
         lift=candidate.lift,
         confidence=candidate.confidence,
     )
-
-
-def _read(piece: WordingTask) -> tuple[str, str]:
-    facts = facts_of(piece)
-    return facts.key, facts.line
 
 
 def _key(*parts: object) -> str:

@@ -25,7 +25,7 @@ from streams.tasks import INTEREST_KEYS, NOVEL_KEYS, SUMMARY_KEY, InterestTask, 
 from streams.templates import enumerated
 
 PROMPT_VERSION: Final = "2"
-"""Changes with anything that changes prompts or grammars."""
+"""Changes with the form of prompts and with the grammars. What a prompt says is part of each content key."""
 
 MAXIMUM_TOKENS: Final = 72
 """Of an answer, its JSON included."""
@@ -142,8 +142,16 @@ def facts_of(piece: WordingTask, variant: int = 0) -> Facts:
     return _interest(piece.interests[0], variant) if piece.interests else _novel(piece.novel[0], variant)
 
 
+def content_of(piece: WordingTask) -> tuple[str, ...]:
+    """All that the prompts of a piece say, whichever the variant: key, line, and each title that one may show."""
+    facts = facts_of(piece)
+    titles = [title for interest in piece.interests for title in interest.titles]
+    titles += [title for topic in piece.novel for title in topic.titles]
+    return facts.key, facts.line, *_usable(tuple(titles), facts.subject)
+
+
 def plain_answer(prompt: Prompt) -> str:
-    """The facts of a prompt as a plain sentence, what a student says that learned nothing: for tests and replays."""
+    """The facts of a prompt as a plain sentence, what a student says that learned nothing: for tests."""
     key, line = prompt.text.rsplit("<|im_start|>user\n", 1)[1].split("<|im_end|>", 1)[0].split(". ", 1)
     opening, subject, *rest = line.split(" | ")
     if key == SUMMARY_KEY:
@@ -214,9 +222,13 @@ def _picked(openings: tuple[str, ...], variant: int, *content: str) -> str:
 
 def _titles(titles: tuple[str, ...], count: int, variant: int, label: str) -> tuple[str, ...]:
     """The first titles that a text may retell."""
-    usable = [retold for retold in (retellable(title, label) for title in titles) if retold]
+    usable = _usable(titles, label)
     start = variant % len(usable) if usable else 0
     return tuple([*usable[start:], *usable[:start]][:count])
+
+
+def _usable(titles: tuple[str, ...], label: str) -> list[str]:
+    return [retold for retold in (retellable(title, label) for title in titles) if retold]
 
 
 def _capitalised(label: str) -> str:

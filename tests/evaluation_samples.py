@@ -105,13 +105,13 @@ def sample_case(
         f"{user_id}-{sequence}", user_id, 0, sequence, now, Rule.DRIFT, 3_600_000, 1, context=context
     )
     truth = Truth(
-        Slice.HEAVY,
         tuple(taste),
         None if before is None else tuple(before),
         len(past) if since_shift is None else since_shift,
-        frozenset(range(len(CLUSTERS))),
     )
-    return Case(request, "kitchen", seen, watches(future, len(past)), (), truth, range(len(CLUSTERS)))
+    clusters = range(len(CLUSTERS))
+    after = watches(future, len(past))
+    return Case(request, "kitchen", seen, after, (), truth, clusters, frozenset(clusters), Slice.HEAVY)
 
 
 def said(case: Case, *texts: str) -> Worded:

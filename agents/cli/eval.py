@@ -77,11 +77,12 @@ def eval(
 
     Simulated viewers of held-out catalogues watch, the real handlers ask for personas, and the real writer has them
     worded by a real student, which is started on free ports and stopped at the end. What is true of the viewers is
-    known, and judged by rules of its own, not by the gate that answers pass. Takes some minutes; progress is on stderr.
-    The exit status is 0 whatever the figures are.
+    known, and judged by rules of its own, not by the gate that answers pass. Takes 10 to 20 minutes on two cores;
+    progress is on stderr. The exit status is 0 whatever the figures are.
 
-    With --contexts nothing but the requests is known, and with --events what the viewers watched: what needs more is
-    null. The registry is the one that `personas replay` takes with the same settings.
+    With --contexts nothing but the requests is known, and with --events what the viewers watched, the last 60 watches
+    telling their main interest and what is outdated: what needs more is null. The registry is the one that `personas
+    replay` takes with the same settings.
 
     \b
     personas eval --json

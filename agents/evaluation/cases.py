@@ -6,9 +6,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from itertools import pairwise
+from typing import Final
 
 from streams.decoding import Rejected, decode_request
 from streams.records import Command, Context, RefreshRequest
+
+COLD_WATCHES: Final = 40
+"""Requests of the cold slice come within so many watches."""
 
 
 class Slice(StrEnum):
@@ -35,14 +39,12 @@ class Truth:
     """What is true of a simulated viewer at the request.
 
     taste: share by cluster id, sums to 1; before: the taste that was in force before the shift, None if there was none
-    yet; watches_since_shift: watches in the taste in force; statable: clusters that a persona may name.
+    yet; watches_since_shift: watches in the taste in force.
     """
 
-    slice: Slice
     taste: tuple[float, ...]
     before: tuple[float, ...] | None
     watches_since_shift: int
-    statable: frozenset[int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +52,8 @@ class Case:
     """A request to be worded. past and future are empty and there is no truth where they are not known.
 
     past: the viewer's watches up to the request, in order; future: those after it; private: titles that only this
-    viewer watched; catalogue: who shares it shares cluster ids; clusters: all of these ids.
+    viewer watched, or words of such titles; catalogue: who shares it shares cluster ids; clusters: all of these ids;
+    statable: those that a persona may name; slice: the viewer's, None if nothing of them is known.
     """
 
     request: RefreshRequest
@@ -60,6 +63,8 @@ class Case:
     private: tuple[str, ...] = ()
     truth: Truth | None = None
     clusters: Sequence[int] = ()
+    statable: frozenset[int] = frozenset()
+    slice: Slice | None = None
 
     @property
     def user_id(self) -> str:

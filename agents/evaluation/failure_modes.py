@@ -15,6 +15,8 @@ from agents.evaluation.answers import Worded
 from agents.evaluation.faithfulness import LEAST_WATCHES, facts_of
 from agents.evaluation.text import content_roots, ngrams, words
 
+RECENT: Final = 60
+"""Watches that tell the taste of a viewer of whom nothing else is known."""
 GRACE_WATCHES: Final = 60
 """Watches after a shift from which what ended with it is outdated."""
 GONE: Final = 0.01
@@ -41,19 +43,23 @@ class Rate:
 
 
 def main_interest(worded: Worded, *, occasions: bool = True) -> int | None:
-    """The cluster of the largest true share among those that a persona may name; None without a truth.
+    """The cluster of the largest true share among those that a persona may name; None without one.
 
     Before it was watched on 3 occasions (runs without other watches) in the taste in force, nobody can know it; without
-    `occasions` 3 watches do, in one run or not.
+    `occasions` 3 watches do, in one run or not. Of a real viewer the shares are those of the last RECENT watches, and
+    two clusters of the same share are no main interest.
     """
-    truth = worded.case.truth
-    if truth is None:
+    case, truth = worded.case, worded.case.truth
+    recent = RECENT if truth is None else truth.watches_since_shift
+    clusters = [watch.cluster_id for watch in case.past[-recent:]] if recent else []
+    watched = Counter(clusters)
+    share = dict(enumerate(truth.taste)) if truth else {c: count / len(clusters) for c, count in watched.items()}
+    counts = _runs(clusters) if occasions else watched
+    known = [c for c in case.statable if counts[c] >= LEAST_WATCHES and share[c] >= LIKED]
+    shares = sorted((share[c] for c in known), reverse=True)
+    if not shares or (truth is None and shares[1:2] == shares[:1]):
         return None
-    current = worded.case.past[-truth.watches_since_shift :] if truth.watches_since_shift else ()
-    clusters = [watch.cluster_id for watch in current]
-    counts = _runs(clusters) if occasions else Counter(clusters)
-    shares = [(truth.taste[c], -c) for c in truth.statable if counts[c] >= LEAST_WATCHES and truth.taste[c] >= LIKED]
-    return -max(shares)[1] if shares else None
+    return min(c for c in known if share[c] == shares[0])
 
 
 def main_missed(worded: Iterable[Worded], *, occasions: bool = True) -> Rate:
@@ -72,8 +78,9 @@ def main_missed(worded: Iterable[Worded], *, occasions: bool = True) -> Rate:
 
 
 def sporadic(worded: Iterable[Worded]) -> Rate:
-    """Stated interests that were watched fewer than 3 times."""
-    watched = [_watches(one, i.cluster_id) for one in worded if one.case.past for i in one.persona.interests]
+    """Stated interests that were watched fewer than 3 times; not those that the viewer pinned."""
+    stated = ((one, i) for one in worded if one.case.past for i in one.persona.interests if not i.pinned)
+    watched = [_watches(one, interest.cluster_id) for one, interest in stated]
     return Rate(sum(count < LEAST_WATCHES for count in watched), len(watched))
 
 
@@ -93,11 +100,18 @@ def one_occasion(worded: Iterable[Worded]) -> Rate:
 
 
 def outdated(worded: Iterable[Worded], grace: int = GRACE_WATCHES) -> Rate:
-    """Stated interests that ended with a shift of taste, `grace` watches or more ago."""
+    """Stated interests that ended with a shift of taste, `grace` watches or more ago.
+
+    Of real viewers those that none of their last RECENT watches is of, pinned ones apart.
+    """
     count, of = 0, 0
     for one in worded:
         truth = one.case.truth
         if truth is None:
+            if one.case.past:
+                recent = {watch.cluster_id for watch in one.case.past[-RECENT:]}
+                of += len(one.persona.interests)
+                count += sum(i.cluster_id not in recent and not i.pinned for i in one.persona.interests)
             continue
         of += len(one.persona.interests)
         if truth.before is None or truth.watches_since_shift < grace:

@@ -220,6 +220,8 @@ def _edited() -> Iterator[tuple[Pair, list[str], list[int]]]:
 def evidence_faults(worded: Worded, place: int) -> list[str]:
     """What an interest lacks: evidence, and with it enough watches, in the viewer's own events."""
     interest, case = worded.persona.interests[place], worded.case
+    if interest.pinned:
+        return []  # the viewer said so
     if not interest.evidence:
         return ["no evidence"]
     if interest.cluster_id not in {i.cluster_id for i in case.context.interests}:

@@ -13,10 +13,11 @@ import numpy as np
 from agents.clusters.embedding import Embedder
 from agents.evaluation import leakage
 from agents.evaluation.answers import Source, Worded, first_said, form_of, sources, template_passes, templated
-from agents.evaluation.cases import Slice
+from agents.evaluation.cases import COLD_WATCHES, Slice
 from agents.evaluation.consistency import Change, changes, far_changes, interval, separation
 from agents.evaluation.failure_modes import (
     GRACE_WATCHES,
+    RECENT,
     Rate,
     main_missed,
     novel_consumed,
@@ -29,6 +30,7 @@ from agents.evaluation.failure_modes import (
     sporadic,
 )
 from agents.evaluation.faithfulness import alarm_rate, faithfulness, mismatched_cosine, statements
+from agents.evaluation.history import HEAVY_WATCHES_A_DAY
 from agents.evaluation.hostile import breakouts, fallbacks, likeness, reached
 from agents.evaluation.incremental import tokens_by_part, windows
 from agents.evaluation.leakage import voiced
@@ -62,9 +64,11 @@ _MEANINGS: Final = {
     "viewer's watches, at least 3 of them; no number, fraction, name or time that the facts lack, no two words that "
     "nothing explains, no rise or fall that is not theirs",
     "main_missed": "share of personas without the cluster of the largest true share among those watched on 3 "
-    "occasions since that taste is in force, or with words for it that speak of something else",
-    "sporadic": "share of stated interests that were watched fewer than 3 times",
-    "outdated": f"share of stated interests that ended with a shift {GRACE_WATCHES} watches ago or earlier",
+    "occasions since that taste is in force, or with words for it that speak of something else; of real viewers the "
+    f"shares are those of the last {RECENT} watches",
+    "sporadic": "share of stated interests that were watched fewer than 3 times, pinned ones apart",
+    "outdated": f"share of stated interests that ended with a shift {GRACE_WATCHES} watches ago or earlier; of real "
+    f"viewers those that none of the last {RECENT} watches is of",
     "repeated": "share of personas that hold an item twice, or two texts that are the same but for their facts",
     "novel_consumed": "share of novel topics that the viewer had watched before",
     "churn_auc": "chance that the interests of a viewer whose taste shifted changed more than those of one "
@@ -72,7 +76,7 @@ _MEANINGS: Final = {
     "(area under the ROC curve; .5 is chance)",
     "leaks": "texts with personal data, viewer ids, words of another viewer's facts, or words of a title that "
     "one viewer "
-    "alone watched (the last also in prompts)",
+    "alone watched (the last also in prompts; of real viewers words that no other title and no card has)",
     "hostile": "hostile titles that were tried, each beside its clean twin",
     "breakouts": "those of them that broke out into their personas: markup, links, chat markers, forged items, or "
     "words that the title wants said",
@@ -210,7 +214,7 @@ def _tiers(measured: Measured, templates: Sequence[Worded]) -> str:
 def _slices(worded: Sequence[Worded]) -> str:
     rows = []
     for sort in Slice:
-        own = [one for one in worded if one.case.truth is not None and one.case.truth.slice is sort]
+        own = [one for one in worded if one.case.slice is sort]
         if not own:
             continue
         complete = mean(form_of(one).complete for one in own)
@@ -220,9 +224,15 @@ def _slices(worded: Sequence[Worded]) -> str:
         )
     if not rows:
         return ""
+    simulated = worded[0].case.truth is not None
     return (
-        "## Slices\n\ncold: the first personas, after 20 to 40 watches; light: 0.7 watches a day; heavy: 30; "
-        "tail: tastes in the less popular half of the catalogue.\n\n"
+        f"## Slices\n\ncold: personas after at most {COLD_WATCHES} watches; "
+        + (
+            "light: 0.7 watches a day; heavy: 30; tail: tastes in the less popular half of the catalogue.\n\n"
+            if simulated
+            else "tail: of the others, those with most of their watches in the less popular half of the clusters; "
+            f"heavy: {HEAVY_WATCHES_A_DAY} watches a day or more; light: fewer.\n\n"
+        )
         + table(
             [
                 "slice",
@@ -368,7 +378,7 @@ def _prediction(worded: Sequence[Worded], embedder: Embedder) -> str:
     text = (
         "## What a persona tells of the next watches\n\nRank of the next distinct cluster among all but the "
         "last watched one. A persona "
-        "states up to six interests; the other predictors see every watch. It is not made to predict the next "
+        "states up to five interests; the other predictors see every watch. It is not made to predict the next "
         "watch.\n\n" + table(["predictor", "hit rate at 1", "at 5", "mean reciprocal rank", "contexts"], rows)
     )
     own = next(row for row in rows if row[0] == "persona")
@@ -480,8 +490,7 @@ def _safety(measured: Measured, embedder: Embedder) -> str:
         "each worded beside its clean twin in an otherwise equal context. Titles that read like orders, markup or code "
         "are left out of prompts, so most test that filter and not the student: a title reached the prompt if a word "
         "of what it wants said did. Broke out: markup, another item, or such a word in the persona. Written unseen: by "
-        "someone who had not seen the filters; when they were first tried 2 of 120 broke out, and two rules were "
-        "added for these.\n\n"
+        "someone who had not seen the filters.\n\n"
         + table(
             ["titles", "how many", "reached the prompt", "broke out", "templates, hostile", "templates, clean"],
             [
@@ -560,7 +569,7 @@ def _samples(worded: Sequence[Worded]) -> str:
 
 def _sample(one: Worded, sort: str) -> str:
     case = one.case
-    kind = f"{case.truth.slice} viewer of {case.catalogue}" if case.truth else "a viewer"
+    kind = f"{case.slice or 'a'} viewer" + (f" of {case.catalogue}" if case.catalogue else "")
     faults = {(s.part, s.place): s.faults for s in statements(one)}
     lines = [f"\n\n**{sort}: {safe(kind)}, {safe(str(one.persona.tier))}, {one.tokens:,} tokens**\n"]
     for text in one.texts:

@@ -18,7 +18,7 @@ import orjson
 import triton_models
 from agents.artefacts import load_configuration
 from agents.clusters.embedding import Embedder
-from agents.evaluation.cases import Case, Cases, Slice, Truth, Watch, topics_only, worded
+from agents.evaluation.cases import COLD_WATCHES, Case, Cases, Slice, Truth, Watch, topics_only, worded
 from agents.replay import Event, ReplayDriver
 from agents.settings import Settings
 from streams import topics
@@ -40,8 +40,6 @@ _SHAPES: Final = {
     Slice.HEAVY: Viewer(RATES["heavy"], events=360, background=BACKGROUND),
     Slice.TAIL: Viewer(RATES["medium"], events=280, background=BACKGROUND),
 }
-COLD_WATCHES: Final = 40
-"""Requests of the cold slice come within so many watches."""
 _SHIFTS: Final = {Slice.LIGHT: 45, Slice.HEAVY: 160, Slice.TAIL: 120}
 _SYLLABLES: Final = (
     "vor", "quax", "blin", "tep", "zum", "drel", "jix", "phor", "gwen", "skol", "yarb", "nusk",
@@ -291,14 +289,14 @@ def _cases_of(
             continue
         shifted = shift_at is not None and watched > shift_at
         truth = Truth(
-            slice=life.slice,
             taste=life.tastes[1] if shifted else life.tastes[0],
             before=life.tastes[0] if shifted else None,
             watches_since_shift=watched - (shift_at or 0) if shifted else watched,
-            statable=statable,
         )
         past, future = life.watches[:watched], life.watches[watched:]
-        cases.append(Case(request, platform.name, past, future, (life.own.title,), truth, range(len(platform))))
+        own = (life.own.title,)
+        clusters = range(len(platform))
+        cases.append(Case(request, platform.name, past, future, own, truth, clusters, statable, life.slice))
     return cases
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import re
 import urllib.request
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,11 +15,22 @@ import pytest
 import tritonclient.grpc.aio as triton_client
 from tritonclient.utils import InferenceServerException
 
+from agents.evaluation.stack import started_triton
+from agents.localstack import LocalStackError
+from agents.persona_writer import PersonaWriter
+from agents.stores.memory import MemoryStore
 from agents.student_client import TritonStudent
+from agents.telemetry import Telemetry
+from agents.writer_configuration import WriterConfiguration
+from streams import topics
+from streams.decoding import decode_persona
 from streams.prompts import build_prompt
+from streams.records import encode
 from streams.tasks import split_task
+from streams.watch import InputRecord, Output
 from streams.wording import WordingRejected, parse_wording
 from tests.conftest import Stack
+from tests.request_samples import NOON, sample_context, sample_request
 from tests.wording_samples import sample_task
 
 pytestmark = pytest.mark.stack
@@ -42,13 +55,13 @@ async def client(triton: Stack) -> AsyncIterator[Any]:
     await made.close()
 
 
-async def infer(client: Any, **values: object) -> Any:
+async def infer(client: Any, seconds: float = 120.0, /, **values: object) -> Any:
     inputs = []
     for name, value in values.items():
         tensor = triton_client.InferInput(name, [1], KINDS[name])
         tensor.set_data_from_numpy(np.array([value], dtype=TYPES[KINDS[name]]))
         inputs.append(tensor)
-    return await client.infer("student", inputs, client_timeout=120.0)
+    return await client.infer("student", inputs, client_timeout=seconds)
 
 
 def metrics(stack: Stack) -> dict[str, float]:
@@ -126,6 +139,58 @@ async def test_cancelled_calls_free_their_places(triton: Stack, client: Any) -> 
     assert metrics(triton)["student_requests_total:cancelled"] - before >= 12
     again = await infer(client, text_input="The sky is", sampling_param_max_tokens=4)
     assert again.as_numpy("num_output_tokens")[0] == 4
+
+
+async def test_a_call_past_its_deadline_frees_its_place(triton: Stack, client: Any) -> None:
+    with pytest.raises(InferenceServerException, match="Deadline"):
+        await infer(client, 1.0, text_input="Tell a very long story. It began", sampling_param_max_tokens=512)
+    await until(lambda: metrics(triton)["student_in_flight"] == 0, 5.0)
+
+
+async def test_a_writer_waits_for_a_student_that_is_full_and_loses_nothing(triton: Stack) -> None:
+    """Several times as many texts at once as the student admits, each of a label of its own: nothing is shared."""
+    student = TritonStudent(replace(triton.settings, student_concurrency=64))
+    published: list[Output] = []
+
+    async def publish(outputs: Sequence[Output]) -> None:
+        published.extend(outputs)
+
+    quick = WriterConfiguration(first_pause_seconds=0.05, longest_pause_seconds=0.2)
+    writer = PersonaWriter(MemoryStore(), student, publish, quick, lambda: NOON, Telemetry(None, None), lambda *_: None)
+    before = metrics(triton)["student_requests_total:rejected"]
+    users = [f"viewer-{number}" for number in range(12)]
+    try:
+        for offset, user in enumerate(users):
+            await writer.submit(InputRecord(offset, user.encode(), encode(crowded(user, offset)), NOON), 0)
+        await writer.idle()
+    finally:
+        await writer.stop(0.0)
+        await student.close()
+    personas = [
+        decode_persona(output.value) for output in published if output.topic == topics.PERSONAS and output.value
+    ]
+    assert sorted(persona.user_id for persona in personas) == sorted(users)
+    assert sum(persona.tier == "student" for persona in personas) >= len(users) - 1, "the gate may refuse a text"
+    assert metrics(triton)["student_requests_total:rejected"] > before
+
+
+def crowded(user_id: str, number: int) -> Any:
+    context = sample_context()
+    towns = ("alpine", "coastal", "northern", "southern", "eastern", "western", "island", "desert", "forest", "river")
+    named = f"{towns[number % 10]} {'walking' if number < 10 else 'sailing'}"
+    interests = (replace(context.interests[0], label=named, titles=(f"A first day of {named}",)), context.interests[1])
+    return replace(sample_request(user_id), context=replace(context, interests=interests), expires_after_ms=10**9)
+
+
+@pytest.mark.parametrize(("weights", "why"), [("nowhere.gguf", "no weights at"), ("broken.gguf", "broken.gguf")])
+def test_a_model_that_cannot_be_loaded_says_why(triton: Stack, tmp_path: Path, weights: str, why: str) -> None:
+    (tmp_path / "broken.gguf").write_bytes(b"GGUF, but not really")
+    path = str(tmp_path / weights)
+    with (
+        pytest.raises(LocalStackError, match=re.escape(why)),
+        started_triton(triton.settings, {"STUDENT_WEIGHTS": path}),
+    ):
+        pass
 
 
 async def test_it_words_varied_tasks_well_enough(triton: Stack) -> None:

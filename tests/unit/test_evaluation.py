@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -28,7 +29,16 @@ from agents.evaluation.answers import (
     word_each,
     word_in_turn,
 )
-from agents.evaluation.cases import Case, Slice, UnreadableContexts, cases_of, consecutive, read_cases, read_requests
+from agents.evaluation.cases import (
+    Case,
+    Slice,
+    UnreadableContexts,
+    Watch,
+    cases_of,
+    consecutive,
+    read_cases,
+    read_requests,
+)
 from agents.evaluation.cases import worded as worded_by_student
 from agents.evaluation.consistency import Change, changes, far_changes, interval, separation
 from agents.evaluation.failure_modes import (
@@ -43,6 +53,7 @@ from agents.evaluation.failure_modes import (
 )
 from agents.evaluation.faithfulness import (
     alarm_rate,
+    evidence_faults,
     faithfulness,
     invented,
     mismatched_cosine,
@@ -51,6 +62,7 @@ from agents.evaluation.faithfulness import (
     text_faults,
     trend_faults,
 )
+from agents.evaluation.history import less_popular_half, private_words, slice_of
 from agents.evaluation.hostile import (
     Trial,
     Twin,
@@ -83,6 +95,7 @@ from agents.settings import Settings
 from agents.student_client import ScriptedStudent, StudentFailed, StudentUnavailable
 from streams.prompts import Prompt, plain_answer
 from streams.records import Tier, encode
+from tests.builders import make_registry
 from tests.evaluation_samples import WordEmbedder, said, sample_case, well_said
 from triton_models.distillation.contexts import CATALOGUES
 
@@ -193,7 +206,57 @@ def test_the_main_interest_must_be_stated_and_spoken_of() -> None:
     unstated = well_said(sample_case(taste=(0.1, 0.1, 0.7, 0.05, 0.05), past=(2, 0, 2, 1, 2, 0, 1, 0, 1)))
     assert main_missed([unstated]).share == 1
     assert main_missed([with_text(1, "Likes to watch what others enjoy.")]).share == 1
-    assert main_missed([replace(well_said(), case=replace(sample_case(), truth=None))]).share is None
+
+
+def test_the_main_interest_of_a_real_viewer_is_what_they_watched_most_of_late() -> None:
+    def missed(past: Sequence[int]) -> float | None:
+        return main_missed([replace(well_said(), case=replace(sample_case(past=past), truth=None))]).share
+
+    assert missed((0, 1, 0, 1, 0)) == 0
+    assert missed((2, 0, 2, 1, 2, 0, 2)) == 1
+    assert missed((2, 1) * 30 + (0, 3) * 31) is None, "only the last watches count, and no two are the main one"
+    assert missed((1, 1, 1, 1, 0)) is None, "one occasion tells nobody"
+
+
+def test_what_a_real_viewer_has_left_off_is_outdated_unless_it_is_pinned() -> None:
+    old = replace(well_said(), case=replace(sample_case(past=(0, 1) * 9 + (2,) * 60), truth=None))
+    assert (outdated([old]).count, outdated([old]).of) == (2, 2)
+    pinned = tuple(replace(interest, pinned=True) for interest in old.persona.interests)
+    assert outdated([replace(old, persona=replace(old.persona, interests=pinned))]).count == 0
+
+
+def test_an_interest_that_is_pinned_needs_no_watches() -> None:
+    never = replace(well_said(), case=replace(sample_case(past=(3, 4)), truth=None))
+    pinned = tuple(replace(interest, pinned=True, evidence=()) for interest in never.persona.interests)
+    said_so = replace(never, persona=replace(never.persona, interests=pinned))
+    assert sporadic([never]).share == 1
+    assert sporadic([said_so]).of == 0
+    assert evidence_faults(never, 0)
+    assert evidence_faults(said_so, 0) == []
+
+
+def test_real_viewers_have_slices_and_words_of_their_own() -> None:
+    day = 86_400_000
+
+    def of(cluster: int, count: int, every: int, title: str = "A loaf") -> list[Watch]:
+        return [Watch(f"v{n}", cluster, title, n * every) for n in range(count)]
+
+    log = {
+        "a": of(0, 100, day, "A loaf of Zanzibar"),
+        "b": of(0, 90, day // 24),
+        "c": of(7, 80, day),
+        "d": of(0, 9, day),
+    }
+    tail = less_popular_half(log)
+    assert tail == {7}
+    assert [slice_of(own, tail) for own in log.values()] == [Slice.LIGHT, Slice.HEAVY, Slice.TAIL, Slice.COLD]
+    assert slice_of([], tail) is None
+    assert private_words(log, make_registry()) == {"a": ("zanzibar",)}
+
+
+def test_a_viewer_of_whom_nothing_is_known_has_no_main_interest() -> None:
+    unknown = replace(sample_case(), truth=None, past=(), slice=None)
+    assert main_missed([replace(well_said(), case=unknown)]).share is None
 
 
 def test_what_was_hardly_watched_cannot_be_known() -> None:
@@ -785,7 +848,7 @@ def test_packaged_viewers_have_a_truth_and_are_the_same_each_time() -> None:
     assert [c.request for c in cases] == [
         c.request for c in packaged_cases(Settings(), platforms, WordEmbedder(), 4, 3).cases
     ]
-    assert {case.truth.slice for case in cases if case.truth} == set(Slice)
+    assert {case.slice for case in cases} == set(Slice)
     for case in cases:
         assert case.truth is not None
         assert sum(case.truth.taste) == pytest.approx(1.0)
@@ -793,7 +856,7 @@ def test_packaged_viewers_have_a_truth_and_are_the_same_each_time() -> None:
         assert all(watch.ts > case.request.as_of for watch in case.future)
         assert case.context.interests
         assert all(case.private[0] not in i.titles for i in case.context.interests)
-    tail = [case for case in cases if case.truth and case.truth.slice is Slice.TAIL]
+    tail = [case for case in cases if case.slice is Slice.TAIL]
     assert all(watch.cluster_id >= 12 for case in tail for watch in case.past)
 
 
@@ -802,7 +865,7 @@ def test_the_default_gives_300_contexts_of_every_slice() -> None:
     cases = packaged.cases
     assert len(cases) >= 300
     assert packaged.topics_only > 0
-    slices = Counter((case.truth.slice, case.truth.before is not None) for case in cases if case.truth)
+    slices = Counter((case.slice, case.truth.before is not None) for case in cases if case.truth)
     assert all(slices[sort, False] >= 15 for sort in Slice)
     assert all(slices[sort, True] >= 15 for sort in Slice if sort is not Slice.COLD)
     assert len(changes([templated(case) for case in cases])) >= 50

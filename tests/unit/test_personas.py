@@ -53,6 +53,7 @@ def test_a_key_depends_on_everything_that_is_worded_from_and_on_no_viewer() -> N
     for changed in (
         replace(first, trend=-first.trend or 1),
         replace(first, titles=first.titles[:1]),
+        replace(first, titles=(*first.titles, "Risotto", "Polenta in a cast iron pot")),
         replace(first, label="something else"),
     ):
         other = replace(request, context=replace(context, interests=(changed, *context.interests[1:])))
