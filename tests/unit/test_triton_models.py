@@ -124,6 +124,22 @@ def test_q4_1_tensors_are_rewritten_almost_without_loss(tmp_path: Path) -> None:
     assert np.abs(back - expected).max() < 0.006
 
 
+@pytest.mark.parametrize("kind", [3, 8])
+def test_tensors_are_unpacked_to_half_precision(tmp_path: Path, kind: int) -> None:
+    if kind == 3:
+        raw = np.float16(0.11).tobytes() + np.float16(-0.73).tobytes() + bytes(range(16))
+        values = q4_1(np.frombuffer(raw, np.uint8))
+    else:
+        raw = np.float16(0.03).tobytes() + np.arange(-16, 16, dtype=np.int8).tobytes()
+        values = np.arange(-16, 16, dtype=np.float32)[None] * np.float32(np.float16(0.03))
+    source = tmp_path / "tiny.gguf"
+    source.write_bytes(gguf(kind, raw, 32))
+    copy = readable_weights(source, unpacked=True)
+    assert copy == tmp_path / "tiny.f16.gguf"
+    assert copy.read_bytes() == gguf(1, values.astype(np.float16).tobytes(), 32)
+    assert readable_weights(source, unpacked=True) == readable_weights(copy, unpacked=True) == copy
+
+
 def test_a_copy_is_made_once_and_again_when_the_weights_change(tmp_path: Path) -> None:
     source = tmp_path / "tiny.gguf"
     source.write_bytes(gguf(3, bytes(20), 32))

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from hashlib import blake2b
 from math import cos, pi
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TextIO
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
@@ -79,12 +79,10 @@ def main() -> None:
         for n in range(options.epochs)
     ]
     steps = [batch for epoch in epochs for batch in epoch]
-    recipe = _recipe(options, pairs)
+    recipe = _recipe(options, pairs, options.base.read_bytes())
     done = _resumed(options.out, recipe, model, optimizer)
     say(f"{len(learned)} pairs, {len(held)} held back, {len(steps)} steps, {done} done")
-    log = (options.out / "training.jsonl").open("a")
-    if not done:
-        log.write(json.dumps(recipe) + "\n")
+    log = _log(options.out / "training.jsonl", recipe, done)
     examples = [_example(pair, tokenizer) for pair in held]
     for step, batch in enumerate(steps[done:], done + 1):
         started = time.monotonic()
@@ -205,11 +203,14 @@ def _schedule(step: int, steps: int) -> float:
     return 0.02 + 0.98 * 0.5 * (1 + cos(pi * (step - warm) / max(1, steps - warm)))
 
 
-def _recipe(options: argparse.Namespace, pairs: Sequence[Pair]) -> dict[str, Any]:
+def _recipe(options: argparse.Namespace, pairs: Sequence[Pair], base: bytes) -> dict[str, Any]:
     """What an adapter depends on: a run that goes on must have been begun with the same."""
     content = blake2b(b"".join(map(encoded, pairs)), digest_size=16).hexdigest()
+    began_with = blake2b(base, digest_size=16).hexdigest()
     names = ("hold_back", "epochs", "rate", "rank", "alpha", "tokens", "seed")
-    return {"pairs": content, "prompts": PROMPT_VERSION} | {name: getattr(options, name) for name in names}
+    return {"base": began_with, "pairs": content, "prompts": PROMPT_VERSION} | {
+        name: getattr(options, name) for name in names
+    }
 
 
 def _resumed(out: Path, recipe: dict[str, Any], model: PeftModel, optimizer: torch.optim.Optimizer) -> int:
@@ -222,6 +223,14 @@ def _resumed(out: Path, recipe: dict[str, Any], model: PeftModel, optimizer: tor
     set_peft_model_state_dict(model, state["adapter"])
     optimizer.load_state_dict(state["optimizer"])
     return int(state["step"])
+
+
+def _log(path: Path, recipe: dict[str, Any], done: int) -> TextIO:
+    """The log, open for its next step: the recipe, then a line for each step done; what a stop cost is dropped."""
+    kept = path.read_text().splitlines()[1 : done + 1] if done and path.exists() else []
+    log = path.open("w")
+    log.writelines(line + "\n" for line in [json.dumps(recipe), *kept])
+    return log
 
 
 def _keep(step: int, recipe: dict[str, Any], model: PeftModel, optimizer: torch.optim.Optimizer, out: Path) -> None:

@@ -1,8 +1,10 @@
-"""GGUF files as OpenVINO reads them without loss: tensors of type Q4_1 rewritten as Q8_0, in a file it may write to.
+"""GGUF files as OpenVINO reads them without loss, or computes with them faster, in a file it may write to.
 
 OpenVINO's reader keeps a Q4_1 block (value = scale x code + offset) as 4-bit codes with a whole-number zero point, so
 each block's offset is rounded to a multiple of its scale. That costs a small model most of its sense: it no longer
 repeats a list correctly. Q8_0 (value = scale x code) is read exactly, and takes 145 MB instead of 98 MB.
+With matrix units for 16 bits (AMX) the codes are unpacked anew in every step; unpacked once, to F16, a step with many
+requests in flight takes a quarter less time, and the file 271 MB. Their results are rounded to 8 bits either way.
 The reader opens its file for writing, though it writes nothing: one in a read-only image needs a copy elsewhere.
 """
 
@@ -11,7 +13,8 @@ from __future__ import annotations
 import os
 import struct
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any, Final
 
@@ -22,8 +25,10 @@ from student_engine import ModelConfigError
 _MAGIC: Final = b"GGUF"
 _Q4_1: Final = 3
 _Q8_0: Final = 8
+_F16: Final = 1
 _BLOCK: Final = 32
 _Q4_1_BYTES: Final = 20
+_Q8_0_BYTES: Final = 34
 _SCALAR_FORMATS: Final = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING: Final = 8
 _ARRAY: Final = 9
@@ -38,11 +43,11 @@ class _Tensor:
     offset: int
 
 
-def readable_weights(weights: Path) -> Path:
+def readable_weights(weights: Path, *, unpacked: bool = False) -> Path:
     """`weights` itself, or a copy if it has Q4_1 tensors (Q8_0 in the copy) or may not be written to.
 
-    The copy is made beside it, or in the temporary folder if that fails; one made before is used again while it is
-    newer. Raises ModelConfigError for a file that is no GGUF 2 or 3.
+    unpacked: the copy has F16 in place of either. It is made beside the file, or in the temporary folder if that fails;
+    one made before is used again while it is newer. Raises ModelConfigError for a file that is no GGUF 2 or 3.
     """
     if weights.suffix != ".gguf":
         return weights
@@ -51,10 +56,12 @@ def readable_weights(weights: Path) -> Path:
             head, tensors, start, alignment = _read(source)
         except (struct.error, ValueError, KeyError) as error:
             raise ModelConfigError(f"{weights} is not a readable GGUF file: {error}") from error
-    converts = any(tensor.kind == _Q4_1 for tensor in tensors)
+    changed = {_Q4_1, _Q8_0} if unpacked else {_Q4_1}
+    kind, ending = (_F16, "f16") if unpacked else (_Q8_0, "q8_0")
+    converts = any(tensor.kind in changed for tensor in tensors)
     if not converts and os.access(weights, os.W_OK):
         return weights
-    name = f"{weights.stem}.q8_0.gguf" if converts else f"{weights.stem}.copy.gguf"
+    name = f"{weights.stem}.{ending if converts else 'copy'}.gguf"
     for folder in (weights.parent, Path(tempfile.gettempdir()) / f"student-{os.getuid()}"):
         copy = folder / name
         if copy.is_file() and copy.stat().st_mtime_ns >= weights.stat().st_mtime_ns:
@@ -62,7 +69,8 @@ def readable_weights(weights: Path) -> Path:
         if folder != weights.parent:
             folder.mkdir(mode=0o700, exist_ok=True)
         if os.access(folder, os.W_OK):
-            _convert(weights, copy, head, tensors, start, alignment)
+            bodies = _bodies(weights, tensors, start, {tensor: kind for tensor in tensors if tensor.kind in changed})
+            _write(copy, head, bodies, alignment)
             return copy
     raise ModelConfigError(f"no folder to write {name} to: make {weights.parent} or the temporary folder writable")
 
@@ -108,26 +116,36 @@ def _value(source: IO[bytes], kind: int) -> Any:  # noqa: ANN401
     return struct.unpack(form, source.read(struct.calcsize(form)))[0]
 
 
-def _convert(weights: Path, copy: Path, head: bytes, tensors: list[_Tensor], start: int, alignment: int) -> None:
+def _bodies(
+    weights: Path, tensors: list[_Tensor], start: int, kinds: Mapping[_Tensor, int]
+) -> Iterator[tuple[_Tensor, bytes]]:
+    """Tensors in their new kinds, with their data."""
     data = np.memmap(weights, dtype=np.uint8, mode="r", offset=0)
     ends = _ends(tensors, len(data) - start)
-    bodies: list[bytes] = []
-    infos = bytearray(head)
-    offset = 0
     for tensor in tensors:
         raw = data[start + tensor.offset : start + ends[tensor.offset]]
-        kind, body = tensor.kind, raw
-        if tensor.kind == _Q4_1:
-            count = int(np.prod(tensor.shape))
-            kind, body = _Q8_0, q8_0(q4_1(raw[: count // _BLOCK * _Q4_1_BYTES]))
+        if tensor not in kinds:
+            yield tensor, raw.tobytes()
+            continue
+        blocks = int(np.prod(tensor.shape)) // _BLOCK
+        values = q4_1(raw[: blocks * _Q4_1_BYTES]) if tensor.kind == _Q4_1 else from_q8_0(raw[: blocks * _Q8_0_BYTES])
+        kind = kinds[tensor]
+        yield replace(tensor, kind=kind), (values.astype(np.float16) if kind == _F16 else q8_0(values)).tobytes()
+
+
+def _write(copy: Path, head: bytes, bodies: Iterable[tuple[_Tensor, bytes]], alignment: int) -> None:
+    infos = bytearray(head)
+    padded: list[bytes] = []
+    offset = 0
+    for tensor, body in bodies:
         infos += struct.pack("<Q", len(tensor.name)) + tensor.name
-        infos += struct.pack(f"<I{len(tensor.shape)}QIQ", len(tensor.shape), *tensor.shape, kind, offset)
-        bodies.append(body.tobytes() + bytes(-body.size % alignment))
-        offset += len(bodies[-1])
+        infos += struct.pack(f"<I{len(tensor.shape)}QIQ", len(tensor.shape), *tensor.shape, tensor.kind, offset)
+        padded.append(body + bytes(-len(body) % alignment))
+        offset += len(padded[-1])
     infos += bytes(-len(infos) % alignment)
     with tempfile.NamedTemporaryFile(dir=copy.parent, prefix=".student-", delete=False) as target:
         target.write(infos)
-        target.writelines(bodies)
+        target.writelines(padded)
     Path(target.name).replace(copy)  # atomic: another loader sees all of it or none
 
 
@@ -152,3 +170,11 @@ def q8_0(values: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
     divisor = np.where(scale == 0, np.float16(1), scale).astype(np.float32)
     codes = np.clip(np.rint(values / divisor[:, None]), -127, 127).astype(np.int8)
     return np.concatenate([scale[:, None].view(np.uint8), codes.view(np.uint8)], axis=1)
+
+
+def from_q8_0(raw: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+    """Values of Q8_0 blocks, as (blocks, 32)."""
+    blocks = raw.reshape(-1, _Q8_0_BYTES)
+    scale = blocks[:, :2].copy().view(np.float16).astype(np.float32)
+    values: npt.NDArray[np.float32] = blocks[:, 2:].copy().view(np.int8).astype(np.float32) * scale
+    return values

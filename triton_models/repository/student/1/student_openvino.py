@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -168,7 +169,14 @@ def _pipeline(parameters: ModelParameters) -> Any:  # noqa: ANN401
     scheduler.max_num_seqs = parameters.maximum_in_flight
     scheduler.enable_prefix_caching = True
     scheduler.dynamic_split_fuse = True
-    return openvino_genai.ContinuousBatchingPipeline(str(readable_weights(weights)), scheduler, "CPU")
+    readable = readable_weights(weights, unpacked=_multiplies_16_bits())
+    return openvino_genai.ContinuousBatchingPipeline(str(readable), scheduler, "CPU")
+
+
+def _multiplies_16_bits() -> bool:
+    """Whether there are matrix units for 16 bits; with a single CPU OpenVINO 2026.4 crashes on unpacked weights."""
+    cpu = Path("/proc/cpuinfo")
+    return len(os.sched_getaffinity(0)) > 1 and cpu.is_file() and "amx_bf16" in cpu.read_text(encoding="utf-8")
 
 
 def _structured(guide: Guide) -> Any:  # noqa: ANN401
