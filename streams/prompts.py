@@ -8,7 +8,7 @@ A prompt is one line of facts: how the sentence begins, what it is about, and a 
 
 The core chooses the opening by the content, so that sentences differ between items and are the same for the same item.
 The answer is one compact JSON object of one text, under a grammar that depends on its key alone, so that every grammar
-is compiled before serving. What comes before the line never changes: a server with a prefix cache reads it once.
+is compiled before serving. What comes before the line never changes.
 """
 
 from __future__ import annotations
