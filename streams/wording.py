@@ -254,11 +254,10 @@ class _Facts:
         counted = _NUMBERS & set(tokens_of(text)) - known
         if counted:
             return "number", f"{', '.join(sorted(counted))}: not in the facts"
-        stems = frozenset(map(stem_of, known))
         for sentence in re.split(r"(?<=[.!?])\s+", text):
             for position, word in enumerate(words_of(sentence)):
                 folded = word.casefold()
-                if word[0].isupper() and stem_of(folded) not in stems and not (position == 0 and folded in _OPENERS):
+                if word[0].isupper() and folded not in known and not (position == 0 and folded in _OPENERS):
                     return "name", f"{word} is not in the facts"
         return None
 
