@@ -262,6 +262,8 @@ class Cascade:
         await self._ask_all(request, planned, remaining_seconds, ask)
         for attempt in range(ATTEMPTS, ATTEMPTS + ATTEMPTS_TO_DIFFER):  # noqa: B007 - `ask_again` reads it
             repeated = known.chosen(answers)
+            if repeated.task is None:
+                return repeated
             await self._ask_all(request, repeated, None if deadline is None else deadline - loop.time(), ask_again)
         return known.chosen(answers)
 

@@ -226,8 +226,7 @@ def unsafe(text: str, own: str) -> tuple[str, str] | None:
     if _LINK.search(text) or _PHONE.search(text) or _CHAT.search(text) or _DOTTED.search(text):
         return "personal_or_link", "a link, an address, a phone number or a chat marker"
     tokens, given = tokens_of(text), [tokens_of(part) for part in re.split(r" [.,] ", own)]
-    flat = f" {' '.join(tokens)} "
-    if _COMMANDING & set(tokens) or any(f" {phrase} " in flat for phrase in _COMMANDING_PHRASES):
+    if _commands(tokens):
         return "command", "it reads like an order to a model"
     # A title's "her first marathon" may be retold; "in her free time" is a guess, though the title has the word.
     pairs = {pair for part in given for pair in pairwise(["", *map(stem_of, part), ""])}
@@ -244,6 +243,12 @@ def unsafe(text: str, own: str) -> tuple[str, str] | None:
     return None
 
 
+def _commands(tokens: list[str]) -> bool:
+    """Whether words read like an order to a model."""
+    flat = f" {' '.join(tokens)} "
+    return not _COMMANDING.isdisjoint(tokens) or any(f" {phrase} " in flat for phrase in _COMMANDING_PHRASES)
+
+
 @lru_cache(CLEANED)
 def _cleaned(text: str, maximum: int, allowed: frozenset[str]) -> str:
     # The cap before normalisation bounds the work; some characters normalise to many.
@@ -258,11 +263,7 @@ def _cleaned(text: str, maximum: int, allowed: frozenset[str]) -> str:
     text = re.sub(r"([.'&!?+%-])(?:\s*[.'&!?+%-])+", r"\1", text)
     text = re.sub(r"\s*[.'&!?+%-]?\s*,(?:\s*[.,'&!?+%-])*\s*", ", ", text)
     text = _shortened(text.strip(" .,'\u2019-&!?+%"), maximum)
-    tokens = tokens_of(text)
-    flat = f" {' '.join(tokens)} "
-    if _COMMANDING & set(tokens) or any(f" {phrase} " in flat for phrase in _COMMANDING_PHRASES):
-        return ""
-    return unicodedata.normalize("NFC", text)
+    return "" if _commands(tokens_of(text)) else unicodedata.normalize("NFC", text)
 
 
 def _shortened(text: str, maximum: int) -> str:

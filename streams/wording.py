@@ -10,12 +10,13 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence, Set
+from functools import lru_cache
 from itertools import pairwise
 from typing import Final, NamedTuple
 
 import orjson
 
-from streams.cleaning import clean_label, sanitise_title, unsafe
+from streams.cleaning import CLEANED, clean_label, sanitise_title, unsafe
 from streams.tasks import INTEREST_KEYS, NOVEL_KEYS, SUMMARY_KEY, Wording, WordingTask, task_keys, wording_of
 from streams.templates import FRAMES, candidates_of, filled
 from streams.words import NEUTRAL, NEUTRAL_STEMS, Trigrams, stem_of, stems_of, tokens_of, trigrams_of, words_of
@@ -141,20 +142,18 @@ class _Said:
     """The texts of a persona so far, but for its summary, which may repeat them and be repeated."""
 
     def __init__(self, task: WordingTask) -> None:
-        interests = {key: _given([i.label], i.titles) for key, i in zip(INTEREST_KEYS, task.interests, strict=False)}
-        novel = {
-            key: _given([n.label, *n.via_labels], n.titles) for key, n in zip(NOVEL_KEYS, task.novel, strict=False)
-        }
-        self._given = interests | novel
+        interests = {key: ((i.label,), i.titles) for key, i in zip(INTEREST_KEYS, task.interests, strict=False)}
+        novel = {key: ((n.label, *n.via_labels), n.titles) for key, n in zip(NOVEL_KEYS, task.novel, strict=False)}
+        self._facts: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {**interests, **novel}
         self._texts: dict[str, str] = {}
 
     def repeated(self, key: str, text: str) -> str | None:
         """The key of an earlier text that says the same as this one would; None if there is none."""
-        if key == SUMMARY_KEY:
+        if key == SUMMARY_KEY or not self._texts:
             return None
-        own = self._given[key]
+        own = _given(*self._facts[key])
         for other, earlier in self._texts.items():
-            its = self._given[other]
+            its = _given(*self._facts[other])
             if _same(text, earlier, _Given(own.trigrams | its.trigrams, own.stems | its.stems)):
                 return other
         return None
@@ -182,7 +181,8 @@ def _overlap(a: Set[tuple[str, str, str]], b: Set[tuple[str, str, str]], least: 
     return shared >= least and 2 * shared > min(len(a), len(b))
 
 
-def _given(labels: Sequence[str], titles: Sequence[str]) -> _Given:
+@lru_cache(CLEANED)
+def _given(labels: tuple[str, ...], titles: tuple[str, ...]) -> _Given:
     given = [clean_label(label) for label in labels]
     given += [form(title) for title in titles for form in (sanitise_title, clean_label)]
     return _Given(frozenset().union(*map(trigrams_of, given)), frozenset().union(*map(stems_of, given)))

@@ -26,7 +26,7 @@ IN_TURN: Final = 60
 BASE_CASES: Final = 60
 HOSTILE: Final = 120
 """Hostile titles that are tried, evenly spread over the packaged ones, which are in the order of their sorts; and all
-that were written after the filters."""
+that were written unseen."""
 AGAIN: Final = 4
 """Every so many twins the clean one is worded twice."""
 HALF_SHIFT: Final = 0.5

@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import struct
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any, Final
@@ -69,8 +69,7 @@ def readable_weights(weights: Path, *, unpacked: bool = False) -> Path:
         if folder != weights.parent:
             folder.mkdir(mode=0o700, exist_ok=True)
         if os.access(folder, os.W_OK):
-            bodies = _bodies(weights, tensors, start, {tensor: kind for tensor in tensors if tensor.kind in changed})
-            _write(copy, head, bodies, alignment)
+            _write(copy, head, _bodies(weights, tensors, start, changed, kind), alignment)
             return copy
     raise ModelConfigError(f"no folder to write {name} to: make {weights.parent} or the temporary folder writable")
 
@@ -117,19 +116,18 @@ def _value(source: IO[bytes], kind: int) -> Any:  # noqa: ANN401
 
 
 def _bodies(
-    weights: Path, tensors: list[_Tensor], start: int, kinds: Mapping[_Tensor, int]
+    weights: Path, tensors: list[_Tensor], start: int, changed: Set[int], kind: int
 ) -> Iterator[tuple[_Tensor, bytes]]:
-    """Tensors in their new kinds, with their data."""
+    """Tensors with their data, those of the kinds that are `changed` as `kind`."""
     data = np.memmap(weights, dtype=np.uint8, mode="r", offset=0)
     ends = _ends(tensors, len(data) - start)
     for tensor in tensors:
         raw = data[start + tensor.offset : start + ends[tensor.offset]]
-        if tensor not in kinds:
+        if tensor.kind not in changed:
             yield tensor, raw.tobytes()
             continue
         blocks = int(np.prod(tensor.shape)) // _BLOCK
         values = q4_1(raw[: blocks * _Q4_1_BYTES]) if tensor.kind == _Q4_1 else from_q8_0(raw[: blocks * _Q8_0_BYTES])
-        kind = kinds[tensor]
         yield replace(tensor, kind=kind), (values.astype(np.float16) if kind == _F16 else q8_0(values)).tobytes()
 
 
